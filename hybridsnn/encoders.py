@@ -1,0 +1,118 @@
+"""Encoders: images in, frames over time out. Random spikes are a pure function of seed, image, step and pixel."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridsnn.errors import ConfigError
+from hybridsnn.registry import look_up
+
+_PHILOX_M0, _PHILOX_M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_PHILOX_W0, _PHILOX_W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
+_LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+@numba.njit(cache=True, inline="always")
+def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+    """Philox4x32-10 (Salmon et al., SC 2011): four random words for one counter and key."""
+    for _ in range(10):
+        product0 = np.uint64(c0) * _PHILOX_M0
+        product1 = np.uint64(c2) * _PHILOX_M1
+        c0, c2 = (
+            np.uint32(product1 >> _32) ^ c1 ^ k0,
+            np.uint32(product0 >> _32) ^ c3 ^ k1,
+        )
+        c1, c3 = np.uint32(product1 & _LOW), np.uint32(product0 & _LOW)
+        k0 = np.uint32(k0 + _PHILOX_W0)
+        k1 = np.uint32(k1 + _PHILOX_W1)
+    return c0, c1, c2, c3
+
+
+@numba.njit(cache=True, parallel=True)
+def _poisson(pixels, indices, start, seed, frames):  # type: ignore[no-untyped-def]
+    """frames[t, b, i] = 1[u < |p|] sign(p), u from the counter (i // 4, start + t, image index) and the seed."""
+    steps, batch, size = frames.shape
+    key0, key1 = np.uint32(seed & _LOW), np.uint32(seed >> _32)
+    unit = np.float32(1.0 / 16777216.0)
+    for row in numba.prange(steps * batch):
+        t, b = row // batch, row % batch
+        step = np.uint32(start + t)
+        low, high = np.uint32(indices[b] & 0xFFFFFFFF), np.uint32(indices[b] >> 32)
+        for quad in range((size + 3) // 4):
+            words = _philox(np.uint32(quad), step, low, high, key0, key1)
+            for lane in range(min(4, size - 4 * quad)):
+                pixel = pixels[b, 4 * quad + lane]
+                # 24 random bits: exactly the numbers a float32 below 1 can hold.
+                uniform = np.float32(words[lane] >> np.uint32(8)) * unit
+                value = np.float32(0)
+                if uniform < abs(pixel):
+                    value = np.float32(1) if pixel > 0 else np.float32(-1)
+                frames[t, b, 4 * quad + lane] = value
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How images become frames.
+
+    Attributes:
+        name: its entry in `ENCODERS`.
+        scale: the pixel value that a constant input of 1 stands for; larger pixels saturate in rate codes.
+    """
+
+    name: str
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        look_up(ENCODERS, self.name, "encoder")
+        if not self.scale > 0:
+            raise ConfigError(f"encoder.scale: got {self.scale}, must be above 0")
+
+    def __call__(self, images: Tensor, indices: Tensor, timesteps: int, *, start: int = 0, seed: int = 0) -> Tensor:
+        """Frames for steps start, ..., start + timesteps - 1.
+
+        Args:
+            images: normalised, float `[B, C, H, W]`.
+            indices: which image each one is, int64 `[B]`; a random code depends on it, not on the place in the batch.
+            timesteps: how many steps.
+            start: the first step, so that a run can come in chunks.
+            seed: of a random code, 0 <= seed < 2**64.
+
+        Returns:
+            `[T, B, C, H, W]`; a code that does not change in time has stride 0 along `T`.
+        """
+        return ENCODERS[self.name].encode(images / self.scale, indices, timesteps, start, seed)
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which `Encoder(**spec)` makes the same one again."""
+        return asdict(self)
+
+
+def _direct(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:
+    return images.unsqueeze(0).expand(timesteps, *images.shape)
+
+
+def _signed_poisson(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:
+    pixels = images.detach().to("cpu", torch.float32).flatten(1).contiguous()
+    frames = torch.empty(timesteps, *pixels.shape)
+    _poisson(pixels.numpy(), indices.to("cpu", torch.int64).numpy(), start, np.uint64(seed), frames.numpy())
+    return frames.view(timesteps, *images.shape).to(images.device, images.dtype)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """An entry of `ENCODERS`: `encode(images / scale, indices, timesteps, start, seed) -> frames`."""
+
+    summary: str
+    encode: Callable[[Tensor, Tensor, int, int, int], Tensor]
+    random: bool
+
+
+ENCODERS = {
+    "direct": Coding("the image itself as a constant current at every step", _direct, random=False),
+    "poisson": Coding("signed random spikes, one with probability |pixel| at each step", _signed_poisson, random=True),
+}

@@ -1,0 +1,257 @@
+"""The neuron scan on a CPU: each block of neurons runs through all of time while it is in cache."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hybridsnn.kernels import Surrogate
+
+BLOCK = 1024  # neurons per block: membranes, clocks and parameters of one block stay in the first-level cache
+SHAPES = {"spike-time": 0, "triangle": 1, "exponential": 2}
+
+
+def supports(current: Tensor) -> bool:
+    """Whether this kernel runs such currents: any floating type on the CPU (halves are widened)."""
+    return current.device.type == "cpu" and current.dtype.is_floating_point
+
+
+@numba.njit(cache=True)
+def _spread(parameter, group, start, values):  # type: ignore[no-untyped-def]
+    """Write the parameter of neurons start, start + 1, ... into `values`.
+
+    The neurons of a parameter lie in runs of `group`, and the runs repeat over the batch.
+    """
+    for i in range(values.size):
+        values[i] = parameter[((start + i) // group) % parameter.size]
+
+
+@numba.njit(cache=True, parallel=True)
+def _forward(current, threshold, threshold_group, leak, leak_group, membrane, since, hard, spikes, potentials,
+             final_membrane, final_since):  # type: ignore[no-untyped-def]  # fmt: skip
+    steps, neurons = spikes.shape
+    for block in numba.prange((neurons + BLOCK - 1) // BLOCK):
+        low = block * BLOCK
+        high = min(neurons, low + BLOCK)
+        size = high - low
+        level = np.empty(size, current.dtype)
+        keep = np.empty(size, current.dtype)
+        _spread(threshold, threshold_group, low, level)
+        _spread(leak, leak_group, low, keep)
+        rest = membrane[low:high].copy()
+        clock = since[low:high].copy()
+        for t in range(steps):
+            # A current that is the same at every step comes as a single row.
+            row = current[t if current.shape[0] > 1 else 0, low:high]
+            out = spikes[t, low:high]
+            if potentials.shape[0] > 0:
+                potential = potentials[t, low:high]
+                for i in range(size):
+                    potential[i] = keep[i] * rest[i] + row[i]
+            for i in range(size):
+                value = keep[i] * rest[i] + row[i]
+                fired = value >= level[i]
+                out[i] = 1 if fired else 0
+                if hard:
+                    rest[i] = 0 if fired else value
+                else:
+                    rest[i] = value - level[i] if fired else value
+                clock[i] = 1 if fired else clock[i] + 1
+        final_membrane[low:high] = rest
+        final_since[low:high] = clock
+
+
+@numba.njit(cache=True, parallel=True)
+def _backward(grad_spikes, grad_final, spikes, potentials, threshold, threshold_group, leak, leak_group, membrane,
+              since, hard, shape, height, relative, table, grad_current, grad_membrane, grad_threshold,
+              grad_leak):  # type: ignore[no-untyped-def]  # fmt: skip
+    steps, neurons = spikes.shape
+    for block in numba.prange((neurons + BLOCK - 1) // BLOCK):
+        low = block * BLOCK
+        high = min(neurons, low + BLOCK)
+        size = high - low
+        level = np.empty(size, grad_spikes.dtype)
+        keep = np.empty(size, grad_spikes.dtype)
+        _spread(threshold, threshold_group, low, level)
+        _spread(leak, leak_group, low, keep)
+        # Forward in time: the gradient that enters the membrane at each step, spike gradient times slope.
+        clock = since[low:high].copy()
+        for t in range(steps):
+            incoming = grad_spikes[t, low:high]
+            entering = grad_current[t, low:high]
+            spike = spikes[t, low:high]
+            if shape == 0:
+                for i in range(size):
+                    entering[i] = incoming[i] * (height / level[i] * table[clock[i]])
+                    clock[i] = 1 if spike[i] > 0 else clock[i] + 1
+            else:
+                potential = potentials[t, low:high]
+                for i in range(size):
+                    width = level[i] if relative else grad_spikes.dtype.type(1)
+                    distance = abs(potential[i] - level[i]) / width
+                    if shape == 1:
+                        slope = max(grad_spikes.dtype.type(0), 1 - distance)
+                    else:
+                        slope = math.exp(-distance)
+                    entering[i] = incoming[i] * (height / width * slope)
+        # Backward in time: the leak carries it to earlier steps. The reset is not differentiated.
+        carried = grad_final[low:high].copy()
+        for t in range(steps - 1, -1, -1):
+            entering = grad_current[t, low:high]
+            spike = spikes[t, low:high]
+            for i in range(size):
+                fresh = entering[i]
+                if hard:
+                    total = fresh + carried[i] * (1 - spike[i])
+                    grad_threshold[low + i] -= fresh
+                else:
+                    total = fresh + carried[i]
+                    grad_threshold[low + i] -= fresh + carried[i] * spike[i]
+                entering[i] = total
+                carried[i] = keep[i] * total
+            if potentials.shape[0] > 0:
+                for i in range(size):
+                    if t == 0:
+                        before = membrane[low + i]
+                    elif hard:
+                        before = potentials[t - 1, low + i] * (1 - spikes[t - 1, low + i])
+                    else:
+                        before = potentials[t - 1, low + i] - level[i] * spikes[t - 1, low + i]
+                    grad_leak[low + i] += entering[i] * before
+        grad_membrane[low:high] = carried
+
+
+class _Layout:
+    """How the neurons of a tensor `[T, B, *N]` lie in memory, so that no path has to reorder them."""
+
+    def __init__(self, current: Tensor):
+        strides = current.stride()[2:]
+        # The features of one sample, from the slowest to the fastest: (0, 1, 2), or (1, 2, 0) in channels-last.
+        self.order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+        self.steps = current.shape[0]
+        self.sample = tuple(current.shape[2:])
+
+    def rows(self, values: Tensor) -> Tensor:
+        """`[T, B, *N]` as `[T, neurons]` in memory order; a tensor that is constant in time gives one row."""
+        if values.shape[0] > 1 and values.stride(0) == 0:
+            values = values[:1]
+        return values.permute(0, 1, *(axis + 2 for axis in self.order)).reshape(values.shape[0], -1).contiguous()
+
+    def row(self, values: Tensor) -> Tensor:
+        """`[B, *N]` as `[neurons]` in memory order."""
+        return self.rows(values.unsqueeze(0))[0]
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """The inverse of `rows`: `[T, neurons]` as a view `[T, B, *N]`."""
+        permuted = rows.view(rows.shape[0], -1, *(self.sample[axis] for axis in self.order))
+        back = [2 + self.order.index(axis) for axis in range(len(self.order))]
+        return permuted.permute(0, 1, *back)
+
+    def group(self, parameter: Tensor) -> tuple[Tensor, int]:
+        """A parameter as a flat tensor, and how many neighbouring neurons share each of its entries."""
+        if parameter.dim() == 0:
+            return parameter.view(1), 1
+        if parameter.dim() == 1:
+            return parameter, math.prod(self.sample[axis] for axis in self.order[self.order.index(0) + 1 :])
+        return parameter.permute(self.order).reshape(-1), 1
+
+    def reduce(self, per_neuron: Tensor, parameter: Tensor) -> Tensor:
+        """Sum gradients `[neurons]` over the neurons that share a parameter."""
+        values = self.restore(per_neuron.unsqueeze(0))[0]  # [B, *N]
+        if parameter.dim() == 0:
+            return values.sum()
+        return values.sum(dim=[0, *range(2, values.dim())] if parameter.dim() == 1 else 0)
+
+
+def _run(
+    current: Tensor, threshold: Tensor, leak: Tensor, membrane: Tensor, since: Tensor, hard: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Forward pass: spikes `[T, B, *N]`, final membrane and clock `[B, *N]`, membranes `[T or 0, neurons]`."""
+    layout = _Layout(current)
+    rows = layout.rows(current.detach())
+    level, level_group = layout.group(threshold.detach())
+    decay, decay_group = layout.group(leak.detach())
+    neurons = rows.shape[1]
+    spikes = torch.empty(layout.steps, neurons, dtype=rows.dtype)
+    potentials = torch.empty(layout.steps if keep else 0, neurons, dtype=rows.dtype)
+    final_membrane = torch.empty(neurons, dtype=rows.dtype)
+    final_since = torch.empty(neurons, dtype=torch.int32)
+    _forward(
+        rows.numpy(), level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
+        layout.row(membrane.detach()).numpy(), layout.row(since).numpy(), hard,
+        spikes.numpy(), potentials.numpy(), final_membrane.numpy(), final_since.numpy(),
+    )  # fmt: skip
+    return (
+        layout.restore(spikes),
+        layout.restore(final_membrane.unsqueeze(0))[0],
+        layout.restore(final_since.unsqueeze(0))[0],
+        potentials,
+    )
+
+
+class _Scan(torch.autograd.Function):
+    """The scan with its gradients. The spike-time surrogate keeps spikes only, the others the membranes too."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, leak: Tensor, membrane: Tensor, since: Tensor,
+                hard: bool, surrogate: "Surrogate") -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        keep = surrogate.needs_membrane or ctx.needs_input_grad[2]
+        spikes, final_membrane, final_since, potentials = _run(current, threshold, leak, membrane, since, hard, keep)
+        ctx.save_for_backward(spikes, potentials, threshold, leak, membrane if keep else None, since)
+        ctx.hard, ctx.surrogate = hard, surrogate
+        ctx.mark_non_differentiable(final_since)
+        return spikes, final_membrane, final_since
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        spikes, potentials, threshold, leak, membrane, since = ctx.saved_tensors
+        surrogate = ctx.surrogate
+        layout = _Layout(spikes)
+        level, level_group = layout.group(threshold.detach())
+        decay, decay_group = layout.group(leak.detach())
+        spike_rows = layout.rows(spikes)
+        clock = layout.row(since)
+        start = layout.row(membrane) if membrane is not None else torch.zeros(0, dtype=spike_rows.dtype)
+        table = torch.zeros(1, dtype=spike_rows.dtype)
+        if surrogate.shape == "spike-time":
+            intervals = torch.arange(int(clock.max()) + layout.steps + 1, dtype=torch.float64)
+            table = torch.exp(-surrogate.decay * intervals).to(spike_rows.dtype)
+        grad_current = torch.empty_like(spike_rows)
+        grad_membrane = torch.empty_like(spike_rows[0])
+        grad_threshold, grad_leak = torch.zeros_like(grad_membrane), torch.zeros_like(grad_membrane)
+        _backward(
+            layout.rows(gradients[0].contiguous() if gradients[0].stride(0) == 0 else gradients[0]).numpy(),
+            layout.row(gradients[1]).numpy(), spike_rows.numpy(), potentials.numpy(),
+            level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
+            start.numpy(), clock.numpy(), ctx.hard, SHAPES[surrogate.shape],
+            spike_rows.numpy().dtype.type(surrogate.height), surrogate.relative, table.numpy(),
+            grad_current.numpy(), grad_membrane.numpy(), grad_threshold.numpy(), grad_leak.numpy(),
+        )  # fmt: skip
+        return (
+            layout.restore(grad_current),
+            layout.reduce(grad_threshold, threshold) if ctx.needs_input_grad[1] else None,
+            layout.reduce(grad_leak, leak) if ctx.needs_input_grad[2] else None,
+            layout.restore(grad_membrane.unsqueeze(0))[0] if ctx.needs_input_grad[3] else None,
+            None,
+            None,
+            None,
+        )
+
+
+def scan(
+    current: Tensor,
+    threshold: Tensor,
+    leak: Tensor,
+    membrane: Tensor,
+    since_spike: Tensor,
+    hard_reset: bool,
+    surrogate: "Surrogate | None",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `hybridsnn.kernels.scan`."""
+    if surrogate is None or not torch.is_grad_enabled():
+        return _run(current, threshold, leak, membrane, since_spike, hard_reset, keep=False)[:3]
+    return _Scan.apply(current, threshold, leak, membrane, since_spike, hard_reset, surrogate)

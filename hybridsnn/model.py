@@ -1,0 +1,152 @@
+"""A spiking network as a whole: an encoder, a body in which only neurons see time, an accumulating readout."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hybridsnn.encoders import Encoder
+from hybridsnn.kernels import Surrogate
+from hybridsnn.neurons import SpikingNeuron, TemporalModule
+
+Observer = Callable[[str, Tensor], None]
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What a network carries from one chunk of time to the next."""
+
+    modules: dict[str, Any]  # by name: NeuronState, or the mask of a dropout
+    readout: Tensor  # accumulated output, float64 [B, K]
+
+
+class Simulation(fx.Interpreter):
+    """Runs a body on `[T*B, ...]`, showing time only to its temporal modules.
+
+    A value that does not change in time (a directly coded image and what synapses make of it) is computed once,
+    on `[B, ...]`, and repeated where it meets one that does.
+
+    Args:
+        body: the captured graph of a spiking network.
+        timesteps, batch: how a leading dimension `T*B` splits.
+        constant_input: the frames given to `run` are `[B, ...]`, the same at every step.
+        states: of the temporal modules, from an earlier chunk. `run` leaves the final ones in `self.states`.
+        surrogate: for the backward pass; None runs without gradients through spikes.
+        observe: called with the name and the spikes `[T, B, *N]` of each layer of neurons.
+    """
+
+    def __init__(
+        self,
+        body: fx.GraphModule,
+        timesteps: int,
+        batch: int,
+        *,
+        constant_input: bool = False,
+        states: dict[str, Any] | None = None,
+        surrogate: Surrogate | None = None,
+        observe: Observer | None = None,
+    ):
+        super().__init__(body)
+        self.timesteps, self.batch = timesteps, batch
+        self.states = dict(states or {})
+        self.surrogate, self.observe = surrogate, observe
+        self.constant = {node for node in body.graph.nodes if constant_input and node.op == "placeholder"}
+
+    def run_node(self, n: fx.Node) -> Any:
+        inputs = [node for node in n.all_input_nodes if node.op != "get_attr"]
+        if n.op != "output" and not self.is_temporal(n) and inputs and self.constant.issuperset(inputs):
+            self.constant.add(n)
+        return super().run_node(n)
+
+    def is_temporal(self, node: fx.Node) -> bool:
+        """Whether a node of the graph calls a module that sees time."""
+        return node.op == "call_module" and isinstance(self.fetch_attr(str(node.target)), TemporalModule)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if n in self.constant:
+            return args, kwargs
+
+        temporal = self.is_temporal(n)
+
+        def present(node: fx.Node) -> Any:
+            value = self.env[node]
+            if node.op == "get_attr" or not isinstance(value, Tensor):
+                return value
+            if node in self.constant:
+                value = value.unsqueeze(0).expand(self.timesteps, *value.shape)
+                return value if temporal else value.flatten(0, 1)
+            return value.unflatten(0, (self.timesteps, self.batch)) if temporal else value
+
+        return fx.node.map_arg(n.args, present), fx.node.map_arg(n.kwargs, present)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if not isinstance(module, TemporalModule):
+            return super().call_module(target, args, kwargs)
+        values, state = module(args[0], self.states.get(target), self.surrogate)  # [T, B, *N]
+        self.states[target] = state
+        if self.observe is not None and isinstance(module, SpikingNeuron):
+            self.observe(target, values)
+        return values.flatten(0, 1)
+
+
+class SpikingModel(nn.Module):
+    """A spiking network.
+
+    Args:
+        body: a captured graph whose nonlinearities are `SpikingNeuron`s; synapses see `[T*B, ...]`.
+        encoder: how images become the frames it is run on.
+    """
+
+    def __init__(self, body: fx.GraphModule, encoder: Encoder):
+        super().__init__()
+        self.body = body
+        self.encoder = encoder
+
+    @property
+    def neurons(self) -> dict[str, SpikingNeuron]:
+        """The layers of neurons by name, in the order in which they run."""
+        modules = dict(self.body.named_modules())
+        called = [str(node.target) for node in self.body.graph.nodes if node.op == "call_module"]
+        return {name: module for name in called if isinstance(module := modules[name], SpikingNeuron)}
+
+    def forward(
+        self,
+        frames: Tensor,
+        state: ModelState | None = None,
+        *,
+        surrogate: Surrogate | None = None,
+        observe: Observer | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Run over time. T steps at once equal a steps and then b steps with the state handed on.
+
+        Args:
+            frames: `[T, B, ...]`; stride 0 along `T` says that they do not change, and computes their synapse once.
+            state: where an earlier call ended; None starts a run.
+            surrogate: how gradients pass spikes; None gives no gradient.
+            observe: called with each layer's name and its spikes `[T, B, *N]`.
+
+        Returns:
+            outputs `[T, B, K]`, the readout accumulated up to each step, and the state.
+        """
+        timesteps, batch = frames.shape[:2]
+        constant = timesteps == 1 or frames.stride(0) == 0
+        simulation = Simulation(
+            self.body,
+            timesteps,
+            batch,
+            constant_input=constant,
+            states=state.modules if state else None,
+            surrogate=surrogate,
+            observe=observe,
+        )
+        currents = simulation.run(frames[0] if constant else frames.flatten(0, 1))
+        # In float64, so that the sum does not depend on how time was cut into chunks.
+        sums = currents.unflatten(0, (timesteps, batch)).double().cumsum(0)
+        if state is not None:
+            sums = sums + state.readout
+        outputs = sums if currents.dtype == torch.float64 else sums.float()
+        return outputs, ModelState(simulation.states, sums[-1])

@@ -1,0 +1,155 @@
+"""The networks that can be trained and converted, by name."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from hybridsnn.errors import ConfigError
+from hybridsnn.networks import external
+from hybridsnn.networks.lenet import DigitsNet, LeNet5
+from hybridsnn.networks.resnet import BLOCKS, ResNet
+from hybridsnn.networks.vgg import PLANS, POOL, VGG
+from hybridsnn.registry import look_up
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that is needed to build a network again; plain values, kept in `model.json`.
+
+    Attributes:
+        name: in `NETWORKS`, or `timm:NAME`, `torchvision:NAME`.
+        input_shape: (channels, height, width).
+        classes: outputs.
+        batch_norm: after each convolution.
+        width: factor on all channels (the papers' nets have 1).
+        dropout: None takes the network's own.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    classes: int
+    batch_norm: bool = False
+    width: float = 1.0
+    dropout: float | None = None
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which `NetworkSpec.from_spec` makes the same one again."""
+        return {**asdict(self), "input_shape": list(self.input_shape)}
+
+    @classmethod
+    def from_spec(cls, values: dict[str, Any]) -> "NetworkSpec":
+        """The inverse of `spec`."""
+        return cls(**{**values, "input_shape": tuple(values["input_shape"])})
+
+    def build(self) -> nn.Module:
+        """The network with fresh weights, which depend on torch's random state alone.
+
+        Raises:
+            ConfigError: if the name is unknown or the pictures are too small for the network.
+        """
+        if external.is_external(self.name):
+            return external.build(self.name, self.input_shape, self.classes)
+        entry = look_up(NETWORKS, self.name, "network")
+        if min(self.input_shape[1:]) < entry.smallest:
+            raise ConfigError(
+                f"network: '{self.name}' got pictures of {self.input_shape[1]}x{self.input_shape[2]}, "
+                f"needs at least {entry.smallest}x{entry.smallest}; choose a smaller network or a larger --image-size"
+            )
+        network = entry.build(self)
+        initialise(network)
+        return network
+
+
+def initialise(network: nn.Module) -> None:
+    """The hybrid paper's start: conv N(0, sqrt(2 / (k^2 c_out))), linear N(0, 0.01) where there is no bias.
+
+    Linear layers with biases, and those beside batch norm's scale, keep PyTorch's own start.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and module.bias is None:
+            nn.init.normal_(module.weight, 0.0, 0.01)
+
+
+@dataclass(frozen=True)
+class Network:
+    """An entry of `NETWORKS`.
+
+    Attributes:
+        build: from a specification to a module.
+        smallest: the smallest side of a picture it accepts.
+    """
+
+    summary: str
+    build: Callable[[NetworkSpec], nn.Module]
+    smallest: int
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _vgg(name: str, hidden: int) -> Network:
+    plan = PLANS[name]
+
+    def build(spec: NetworkSpec) -> nn.Module:
+        scaled = [entry if isinstance(entry, str) else max(1, round(spec.width * entry)) for entry in plan]
+        # The paper's VGG-11 is its CIFAR-100 net, with a narrower head; the ImageNet VGG-16 has a fifth pool.
+        if name == "vgg16" and min(spec.input_shape[1:]) >= 128:
+            scaled.append(POOL)
+        return VGG(
+            tuple(scaled),
+            spec.input_shape,
+            spec.classes,
+            hidden=max(1, round(spec.width * hidden)),
+            batch_norm=spec.batch_norm,
+            dropout=_or(spec.dropout, 0.2),
+            classifier_dropout=_or(spec.dropout, 0.5),
+        )
+
+    layers = [str(entry) for entry in plan]
+    summary = f"hybrid paper: {' '.join(layers)}, linear {hidden}-{hidden}"
+    return Network(summary, build, 2 ** plan.count(POOL))
+
+
+def _resnet(name: str) -> Network:
+    def build(spec: NetworkSpec) -> nn.Module:
+        return ResNet(
+            BLOCKS[name],
+            spec.input_shape,
+            spec.classes,
+            width=spec.width,
+            batch_norm=spec.batch_norm,
+            dropout=_or(spec.dropout, 0.2),
+        )
+
+    counts = "-".join(map(str, BLOCKS[name]))
+    return Network(f"hybrid paper: 3 convolutions, basic blocks {counts} of 64-128-256-512", build, 8)
+
+
+def _small(kind: type[DigitsNet] | type[LeNet5], dropout: float) -> Callable[[NetworkSpec], nn.Module]:
+    def build(spec: NetworkSpec) -> nn.Module:
+        return kind(
+            spec.input_shape,
+            spec.classes,
+            width=spec.width,
+            batch_norm=spec.batch_norm,
+            dropout=_or(spec.dropout, dropout),
+        )
+
+    return build
+
+
+NETWORKS: dict[str, Network] = {
+    "digits-cnn": Network("2 convolutions, 2 linear layers, for 8x8 digits", _small(DigitsNet, 0.2), 4),
+    "lenet5": Network("LeNet-5 with average pools and ReLU", _small(LeNet5, 0.0), 12),
+    **{name: _vgg(name, 1024 if name == "vgg11" else 4096) for name in PLANS},
+    **{name: _resnet(name) for name in BLOCKS},
+}

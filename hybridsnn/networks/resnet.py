@@ -1,0 +1,95 @@
+"""The residual networks of the hybrid paper (Rathi et al., ICLR 2020): a plain stem and basic blocks."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+BLOCKS = {
+    "resnet8": (1, 1, 0, 0),
+    "resnet12": (1, 1, 1, 1),
+    "resnet20": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+}
+
+
+def convolution(inputs: int, outputs: int, size: int, stride: int, batch_norm: bool) -> list[nn.Module]:
+    """A convolution without bias that keeps the side up to its stride, and its batch norm if there is one."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)]
+    return [*layers, nn.BatchNorm2d(outputs)] if batch_norm else layers
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, ReLU after the sum; a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, batch_norm: bool, dropout: float):
+        super().__init__()
+        self.residual = nn.Sequential(
+            *convolution(inputs, outputs, 3, stride, batch_norm),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            *convolution(outputs, outputs, 3, 1, batch_norm),
+        )
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Sequential(*(convolution(inputs, outputs, 1, stride, batch_norm) if changes else []))
+        self.relu = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[B, inputs, H, W]` to `[B, outputs, H / stride, W / stride]`."""
+        return self.relu(self.residual(features) + self.shortcut(features))
+
+
+class ResNet(nn.Module):
+    """Three 3x3 convolutions of 64 channels, a pool, basic blocks, one linear layer on the flattened map.
+
+    Args:
+        blocks: how many for each of the widths 64, 128, 256, 512 (times `width`).
+        input_shape: (channels, height, width); from 128 pixels on, the first pool is 3x3 with stride 3 and
+            the last map is averaged over 7x7, as for ImageNet (a smaller map is averaged as a whole).
+        classes: outputs.
+        width: factor on all channels.
+        batch_norm: after each convolution.
+        dropout: after the convolutions of the stem, and within blocks.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        input_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        width: float,
+        batch_norm: bool,
+        dropout: float,
+    ):
+        super().__init__()
+        channels, height, breadth = input_shape
+        large = min(height, breadth) >= 128
+        widths = [max(1, round(width * base)) for base in (64, 128, 256, 512)]
+        stem: list[nn.Module] = []
+        for place in range(3):
+            stem += [*convolution(channels if place == 0 else widths[0], widths[0], 3, 1, batch_norm), nn.ReLU()]
+            if place < 2:  # a pool follows the last
+                stem.append(nn.Dropout(dropout))
+        pool = 3 if large else 2
+        self.stem = nn.Sequential(*stem, nn.AvgPool2d(pool))
+        height, breadth = height // pool, breadth // pool
+
+        stages: list[nn.Module] = []
+        inputs = widths[0]
+        for stage, (outputs, count) in enumerate(zip(widths, blocks, strict=True)):
+            for place in range(count):
+                stride = 2 if stage > 0 and place == 0 else 1
+                stages.append(BasicBlock(inputs, outputs, stride, batch_norm=batch_norm, dropout=dropout))
+                height, breadth = -(-height // stride), -(-breadth // stride)
+                inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        if large:
+            size = (min(7, height), min(7, breadth))
+            stages.append(nn.AvgPool2d(size))
+            self.stages = nn.Sequential(*stages)
+            height, breadth = height // size[0], breadth // size[1]
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(inputs * height * breadth, classes, bias=False))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, C, H, W]` to logits `[B, classes]`."""
+        return self.head(self.stages(self.stem(images)))

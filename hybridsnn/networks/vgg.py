@@ -1,0 +1,74 @@
+"""The VGG networks of the hybrid paper (Rathi et al., ICLR 2020), without biases and with average pools."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+POOL = "A"
+PLANS: dict[str, tuple[int | str, ...]] = {
+    "vgg5": (64, POOL, 128, 128, POOL),
+    "vgg9": (64, POOL, 128, 256, POOL, 256, 512, POOL, 512, POOL, 512),
+    "vgg11": (64, POOL, 128, 256, POOL, 512, 512, POOL, 512, POOL, 512, 512),
+    "vgg16": (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, 512, 512, 512, POOL, 512, 512, 512),
+}
+
+
+def feature_size(plan: Sequence[int | str], side: int) -> int:
+    """The side of the last feature map for pictures of `side` pixels: each pool halves it."""
+    return side // 2 ** plan.count(POOL)
+
+
+class VGG(nn.Module):
+    """3x3 convolutions, average pools 2x2, three linear layers.
+
+    Args:
+        plan: channels of each convolution, `POOL` for a pool.
+        input_shape: (channels, height, width).
+        classes: outputs.
+        hidden: width of the two hidden linear layers.
+        batch_norm: after each convolution.
+        dropout: after each convolution that no pool follows.
+        classifier_dropout: between the linear layers.
+    """
+
+    def __init__(
+        self,
+        plan: Sequence[int | str],
+        input_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        hidden: int,
+        batch_norm: bool,
+        dropout: float,
+        classifier_dropout: float,
+    ):
+        super().__init__()
+        channels = input_shape[0]
+        layers: list[nn.Module] = []
+        for place, width in enumerate(plan):
+            if isinstance(width, str):
+                layers.append(nn.AvgPool2d(2))
+                continue
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(width))
+            layers.append(nn.ReLU())
+            if plan[place + 1 : place + 2] != (POOL,):
+                layers.append(nn.Dropout(dropout))
+            channels = width
+        self.features = nn.Sequential(*layers)
+        flat = channels * feature_size(plan, input_shape[1]) * feature_size(plan, input_shape[2])
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(flat, hidden, bias=False),
+            nn.ReLU(),
+            nn.Dropout(classifier_dropout),
+            nn.Linear(hidden, hidden, bias=False),
+            nn.ReLU(),
+            nn.Dropout(classifier_dropout),
+            nn.Linear(hidden, classes, bias=False),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, C, H, W]` to logits `[B, classes]`."""
+        return self.classifier(self.features(images))

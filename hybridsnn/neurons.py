@@ -1,0 +1,105 @@
+"""The modules that see time: spiking neurons, and dropout that keeps its mask for a whole run."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hybridsnn.errors import ConfigError
+from hybridsnn.kernels import Surrogate, scan
+
+NEVER = 1000  # a neuron that has not fired yet counts as having fired this many steps before the first (STDB)
+RESETS = {"soft": "subtract the threshold", "hard": "set the membrane to 0"}
+
+
+class NeuronState(NamedTuple):
+    """What a layer of neurons carries from one chunk of time to the next."""
+
+    membrane: Tensor  # after the reset of the last step, [B, *N]
+    since_spike: Tensor  # steps from the last spike to the next step, int32 [B, *N]
+
+
+class TemporalModule(nn.Module):
+    """A module that sees time: `forward(values [T, B, *N], state, surrogate) -> (values, state)`."""
+
+
+class SpikingNeuron(TemporalModule):
+    """A layer of integrate-and-fire neurons with thresholds and leaks in its state dict.
+
+    Args:
+        channels: None for one threshold per layer, else one for each of so many channels.
+        reset: "soft" or "hard".
+        initial_potential: the membrane before the first step, in units of the threshold.
+        kernel: how to run the scan, see `hybridsnn.kernels.KERNELS`.
+
+    Raises:
+        ConfigError: if `reset` is unknown.
+    """
+
+    def __init__(
+        self, channels: int | None = None, *, reset: str = "soft", initial_potential: float = 0.0, kernel: str = "auto"
+    ):
+        super().__init__()
+        if reset not in RESETS:
+            raise ConfigError(f"reset: unknown '{reset}'. Choices: {', '.join(RESETS)}")
+        shape = () if channels is None else (channels,)
+        # Frozen until a learning rule unfreezes them.
+        self.threshold = nn.Parameter(torch.ones(shape), requires_grad=False)
+        self.leak = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.reset = reset
+        self.initial_potential = initial_potential
+        self.kernel = kernel
+
+    def initial_state(self, current: Tensor) -> NeuronState:
+        """The state before the first step, for currents `[T, B, *N]`."""
+        wide = current.dtype if current.dtype == torch.float64 else torch.float32
+        sample = torch.zeros_like(current[0], dtype=wide)
+        threshold = self.threshold.detach().to(wide)
+        if threshold.dim() == 1:
+            threshold = threshold.view(-1, *[1] * (sample.dim() - 2))
+        membrane = sample + self.initial_potential * threshold
+        return NeuronState(membrane, torch.full_like(sample, NEVER, dtype=torch.int32))
+
+    def forward(
+        self, current: Tensor, state: NeuronState | None = None, surrogate: Surrogate | None = None
+    ) -> tuple[Tensor, NeuronState]:
+        """Currents `[T, B, *N]` to spikes `[T, B, *N]` and the state that continues the run."""
+        membrane, since_spike = self.initial_state(current) if state is None else state
+        spikes, membrane, since_spike = scan(
+            current,
+            self.threshold,
+            self.leak,
+            membrane,
+            since_spike,
+            hard_reset=self.reset == "hard",
+            surrogate=surrogate,
+            kernel=self.kernel,
+        )
+        return spikes, NeuronState(membrane, since_spike)
+
+    def extra_repr(self) -> str:
+        shape = "layer" if self.threshold.dim() == 0 else f"{self.threshold.numel()} channels"
+        return f"threshold per {shape}, reset={self.reset}, initial_potential={self.initial_potential}"
+
+
+class SharedDropout(TemporalModule):
+    """Dropout with one mask per sample, kept for all time steps: a synapse is out for the whole run or not at all.
+
+    Args:
+        probability: of a value being dropped, in [0, 1).
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, values: Tensor, state: Tensor | None = None, surrogate: Any = None) -> tuple[Tensor, Any]:
+        """Values `[T, B, *N]` and the mask `[B, *N]` of earlier chunks (None draws one) to values and mask."""
+        if not self.training or self.probability == 0:
+            return values, None
+        if state is None:
+            state = nn.functional.dropout(torch.ones_like(values[0]), self.probability)
+        return values * state, state
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability}"
