@@ -23,10 +23,9 @@ def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     for _ in range(10):
         product0 = np.uint64(c0) * _PHILOX_M0
         product1 = np.uint64(c2) * _PHILOX_M1
-        c0, c2 = (
-            np.uint32(product1 >> _32) ^ c1 ^ k0,
-            np.uint32(product0 >> _32) ^ c3 ^ k1,
-        )
+        # numba widens sums and exclusive-ors to 64 bits; every word goes back to 32.
+        c0 = np.uint32(np.uint32(product1 >> _32) ^ c1 ^ k0)
+        c2 = np.uint32(np.uint32(product0 >> _32) ^ c3 ^ k1)
         c1, c3 = np.uint32(product1 & _LOW), np.uint32(product0 & _LOW)
         k0 = np.uint32(k0 + _PHILOX_W0)
         k1 = np.uint32(k1 + _PHILOX_W1)

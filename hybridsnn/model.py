@@ -29,10 +29,8 @@ class Simulation(fx.Interpreter):
     on `[B, ...]`, and repeated where it meets one that does.
 
     Args:
-        body: the captured graph of a spiking network.
-        timesteps, batch: how a leading dimension `T*B` splits.
-        constant_input: the frames given to `run` are `[B, ...]`, the same at every step.
-        states: of the temporal modules, from an earlier chunk. `run` leaves the final ones in `self.states`.
+        body: the captured graph of a spiking network, or of a part of one.
+        states: of the temporal modules, from an earlier chunk. `simulate` leaves the final ones in `self.states`.
         surrogate: for the backward pass; None runs without gradients through spikes.
         observe: called with the name and the spikes `[T, B, *N]` of each layer of neurons.
     """
@@ -40,19 +38,25 @@ class Simulation(fx.Interpreter):
     def __init__(
         self,
         body: fx.GraphModule,
-        timesteps: int,
-        batch: int,
         *,
-        constant_input: bool = False,
         states: dict[str, Any] | None = None,
         surrogate: Surrogate | None = None,
         observe: Observer | None = None,
     ):
         super().__init__(body)
-        self.timesteps, self.batch = timesteps, batch
         self.states = dict(states or {})
         self.surrogate, self.observe = surrogate, observe
-        self.constant = {node for node in body.graph.nodes if constant_input and node.op == "placeholder"}
+        self.timesteps = self.batch = 0
+        self.constant: set[fx.Node] = set()
+
+    def simulate(self, *inputs: Tensor) -> Tensor:
+        """Inputs `[T, B, ...]` to what the graph makes of them, `[T, B, ...]`; stride 0 along `T` says constant."""
+        self.timesteps, self.batch = inputs[0].shape[:2]
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        still = [self.timesteps == 1 or values.stride(0) == 0 for values in inputs]
+        self.constant = {node for node, constant in zip(placeholders, still, strict=True) if constant}
+        flat = (values[0] if constant else values.flatten(0, 1) for values, constant in zip(inputs, still, strict=True))
+        return self.run(*flat)
 
     def run_node(self, n: fx.Node) -> Any:
         inputs = [node for node in n.all_input_nodes if node.op != "get_attr"]
@@ -69,7 +73,7 @@ class Simulation(fx.Interpreter):
         if n in self.constant:
             return args, kwargs
 
-        temporal = self.is_temporal(n)
+        temporal = n.op == "output" or self.is_temporal(n)
 
         def present(node: fx.Node) -> Any:
             value = self.env[node]
@@ -132,20 +136,12 @@ class SpikingModel(nn.Module):
         Returns:
             outputs `[T, B, K]`, the readout accumulated up to each step, and the state.
         """
-        timesteps, batch = frames.shape[:2]
-        constant = timesteps == 1 or frames.stride(0) == 0
         simulation = Simulation(
-            self.body,
-            timesteps,
-            batch,
-            constant_input=constant,
-            states=state.modules if state else None,
-            surrogate=surrogate,
-            observe=observe,
+            self.body, states=state.modules if state else None, surrogate=surrogate, observe=observe
         )
-        currents = simulation.run(frames[0] if constant else frames.flatten(0, 1))
+        currents = simulation.simulate(frames)
         # In float64, so that the sum does not depend on how time was cut into chunks.
-        sums = currents.unflatten(0, (timesteps, batch)).double().cumsum(0)
+        sums = currents.double().cumsum(0)
         if state is not None:
             sums = sums + state.readout
         outputs = sums if currents.dtype == torch.float64 else sums.float()

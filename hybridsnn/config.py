@@ -1,0 +1,179 @@
+"""Typed settings: unknown keys refused, every problem named at once, hashed without the fields that only say where."""
+
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from hybridsnn.errors import ConfigError
+from hybridsnn.registry import unknown
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's settings.
+
+    Field descriptions become the help of the command line. A field that only says *where* something lies, and so does
+    not identify a result, is marked `Field(json_schema_extra={"location": True})` and left out of the hash.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Config = TypeVar("Config", bound=StageConfig)
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: `Annotated[...] | None` hashes it, and a dict cannot be
+class Choice:
+    """Marks a string setting as a name in a registry: `balance: Annotated[str, Choice(BALANCERS, "balancer")]`.
+
+    Args:
+        registry: the plain dict the name is looked up in, when a value is validated and not before.
+        what: what the entries are called, for messages where the setting's own name is not known.
+    """
+
+    registry: Mapping[str, Any]
+    what: str = "name"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, name: str) -> str:
+        if name not in self.registry:
+            problem = str(unknown(self.what, name, self.registry))
+            raise PydanticCustomError("unknown_choice", "{problem}", {"problem": problem, "choices": [*self.registry]})
+        return name
+
+
+def resolve(config_type: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """The settings made of `values`, with defaults filled in.
+
+    Types are strict, as in JSON: 3 is a float too, but '3' is not a number and a list is a tuple.
+
+    Args:
+        config_type: which settings.
+        values: plain values, as YAML or the command line gives them.
+        where: the name of the stage, which leads every message.
+
+    Raises:
+        ConfigError: one line that names every problem.
+    """
+    try:
+        return config_type.model_validate_json(json.dumps(values, default=str), strict=True)  # str: of a Path
+    except ValidationError as error:
+        problems = [_problem(details, config_type, where) for details in error.errors()]
+        raise ConfigError("; ".join(problems)) from None
+
+
+def _problem(details: Any, config_type: type[StageConfig], where: str) -> str:
+    location = ".".join([where, *map(str, details["loc"])])
+    if details["type"] == "extra_forbidden" and len(details["loc"]) == 1:
+        return str(unknown(where, str(details["loc"][0]), list(config_type.model_fields)))
+    if details["type"] == "unknown_choice":
+        return str(unknown(location, details["input"], details["ctx"]["choices"]))
+    if details["type"] == "missing":
+        return f"{location}: is required"
+    # From pydantic's 'Input should be ...' and 'Tuple should have ... after validation, ...'
+    message = re.sub(r"^\w+ should ", "must ", details["msg"].removeprefix("Value error, "))
+    message = " ".join(message.replace(" after validation", "").split())
+    # A check over several settings sees all of them as its input, which would drown its message.
+    got = "" if isinstance(details["input"], dict) else f"got {details['input']!r}, "
+    return f"{location}: {got}{message}"
+
+
+def canonical(config: StageConfig) -> dict[str, Any]:
+    """The plain values that identify a result: all settings but the locations."""
+    locations = {name for name, field in type(config).model_fields.items() if _is_location(field.json_schema_extra)}
+    return config.model_dump(mode="json", exclude=locations)
+
+
+def _is_location(extra: Any) -> bool:
+    return isinstance(extra, dict) and bool(extra.get("location"))
+
+
+def config_hash(config: StageConfig) -> str:
+    """The sha256 of the canonical settings."""
+    return hash_of(canonical(config))
+
+
+def hash_of(value: Any) -> str:
+    """The sha256 of a plain value's canonical JSON: sorted keys, no spaces, so equal values have equal hashes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_yaml(config: StageConfig) -> str:
+    """All settings as YAML text, locations included, in the order they are declared."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(config_type: type[Config], text: str, where: str) -> Config:
+    """The inverse of `to_yaml`.
+
+    Raises:
+        ConfigError: if the text is not YAML, not a mapping, or does not fit the settings.
+    """
+    return resolve(config_type, yaml_mapping(text, where), where)
+
+
+def yaml_mapping(text: str, where: str) -> dict[str, Any]:
+    """The mapping a YAML document holds.
+
+    Raises:
+        ConfigError: if the document is not YAML, repeats a key, or is not a mapping.
+    """
+    value = yaml_value(text, where)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: must be a mapping of keys to values, got {type(value).__name__}")
+    return value
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """The value a YAML document holds; `1e-4` is a number, and a repeated key is an error.
+
+    Raises:
+        ConfigError: if the document is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{where}: {line}{error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a repeated key is an error instead of the last one winning, and a date is a string."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (declared by PyYAML)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        # Checked while composing: later, merged keys ('<<') can no longer be told from the mapping's own.
+        node = super().compose_mapping_node(anchor)
+        seen: set[Hashable] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"the key '{key.value}' is repeated", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads."""
+
+
+# PyYAML follows YAML 1.1, where 1e-4 without a point is a string: a trap in every learning rate.
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+    )

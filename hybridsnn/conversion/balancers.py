@@ -1,0 +1,241 @@
+"""Threshold balancing: from calibration images to a threshold for every layer of neurons."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from hybridsnn.conversion.preparation import module_of
+from hybridsnn.conversion.scales import Scales, thresholds_for_activations
+from hybridsnn.encoders import Encoder
+from hybridsnn.model import Simulation
+from hybridsnn.neurons import SpikingNeuron, TemporalModule
+
+FRAMES = 2048  # how many frames a synapse sees at once while balancing; bounds the memory of the sweep
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What thresholds are measured on.
+
+    Attributes:
+        images: normalised training images `[N, C, H, W]`.
+        indices: which they are, int64 `[N]`: their random spikes depend on it.
+        encoder: of the spiking network.
+        timesteps: how long the network is simulated, for balancers that simulate.
+        seed: of random spikes.
+        percentile: in (0, 100], for balancers that take one.
+        advance: called with a layer's name when its threshold is known.
+    """
+
+    images: Tensor
+    indices: Tensor
+    encoder: Encoder
+    timesteps: int
+    seed: int = 0
+    percentile: float = 99.9
+    advance: Callable[[str], None] = lambda name: None
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and indices, `size` at a time."""
+        yield from zip(self.images.split(size), self.indices.split(size), strict=True)
+
+
+@dataclass(frozen=True)
+class Balancer:
+    """An entry of `BALANCERS`.
+
+    Attributes:
+        thresholds: (a spiking body of its own, calibration) to thresholds by the name of the neuron, scalar or
+            `[channels]` as the neurons have them. The body has the ANN's weights and may be changed.
+        simulates: whether calibration time steps matter to it.
+    """
+
+    summary: str
+    thresholds: Callable[[fx.GraphModule, Calibration], dict[str, Tensor]]
+    simulates: bool = False
+
+
+@torch.no_grad()
+def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str, Tensor]:
+    """`max`: the largest current that spike trains of the balanced layers before produce (hybrid paper, section 2.2).
+
+    One sweep: a layer's currents depend on earlier layers only, so their spike trains are kept, one bit for each
+    neuron and step, and each synapse is computed twice, once to find the maximum and once to fire. A true maximum
+    over images and steps, so the order of the images does not matter.
+    """
+    body.eval()
+    scales = Scales(body, calibration.encoder.scale)
+    segments = {
+        node: _segment(body, node) for node in body.graph.nodes if isinstance(module_of(body, node), SpikingNeuron)
+    }
+    last_use = {source: neuron for neuron, segment in segments.items() for source in segment.sources}
+    batch = max(1, FRAMES // calibration.timesteps)
+    trains: dict[fx.Node, list[_SpikeTrain]] = {}
+    thresholds = {}
+
+    for node in body.graph.nodes:
+        neuron = module_of(body, node)
+        if not isinstance(neuron, SpikingNeuron):
+            scales.visit(node)
+            continue
+        segment = segments[node]
+
+        def currents(segment: "_Segment" = segment) -> Iterator[Tensor]:
+            for place, (images, indices) in enumerate(calibration.batches(batch)):
+                frames = calibration.encoder(images, indices, calibration.timesteps, seed=calibration.seed)
+                sources = [frames if source.op == "placeholder" else trains[source][place].unpack(frames.dtype)
+                           for source in segment.sources]  # fmt: skip
+                yield Simulation(segment.graph).simulate(*sources)
+
+        peaks = [_largest(current, per_channel=neuron.threshold.dim() == 1) for current in currents()]
+        scales.set_threshold(node, torch.stack(peaks).amax(0))
+        thresholds[str(node.target)] = neuron.threshold.detach().clone()
+        scales.visit(node)
+        if node in last_use:
+            trains[node] = [_SpikeTrain.pack(neuron(current)[0]) for current in currents()]
+        for source in segment.sources:
+            if last_use[source] is node:
+                trains.pop(source, None)
+        calibration.advance(str(node.target))
+    return thresholds
+
+
+def _largest(current: Tensor, per_channel: bool) -> Tensor:
+    """The maximum of currents `[T, B, *N]`, or of each channel."""
+    if not per_channel:
+        return current.amax()
+    return current.amax(dim=[axis for axis in range(current.dim()) if axis != 2])
+
+
+@dataclass(frozen=True)
+class _SpikeTrain:
+    """Spikes `[T, B, *N]`, one bit each."""
+
+    bits: np.ndarray
+    shape: torch.Size
+
+    @classmethod
+    def pack(cls, spikes: Tensor) -> "_SpikeTrain":
+        return cls(np.packbits(spikes.contiguous().view(-1).to("cpu", torch.bool).numpy()), spikes.shape)
+
+    def unpack(self, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.unpackbits(self.bits, count=self.shape.numel())).view(self.shape).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """The part of a body between one layer of neurons and those that drive it."""
+
+    graph: fx.GraphModule
+    sources: tuple[fx.Node, ...]  # neurons, or the network's input
+
+
+def _segment(body: fx.GraphModule, neuron: fx.Node) -> _Segment:
+    """What computes a neuron's current from spikes; shares its modules with the body."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    needed: set[fx.Node] = set()
+    pending = list(neuron.all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            if not (node.op == "placeholder" or isinstance(module_of(body, node), SpikingNeuron)):
+                pending += node.all_input_nodes
+    sources = []
+    for node in body.graph.nodes:
+        if node in needed:
+            if node.op == "placeholder" or isinstance(module_of(body, node), SpikingNeuron):
+                copies[node] = graph.placeholder(node.name)
+                sources.append(node)
+            else:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[neuron.all_input_nodes[0]])
+    return _Segment(fx.GraphModule(body, graph), tuple(sources))
+
+
+class _AnalogRun(fx.Interpreter):
+    """Runs a spiking body as the ANN it came from: neurons are ReLUs, dropout does nothing."""
+
+    def __init__(self, body: fx.GraphModule, observe: Callable[[str, Tensor], None]):
+        super().__init__(body)
+        self.observe = observe
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if isinstance(module, SpikingNeuron):
+            activation = functional.relu(args[0])
+            self.observe(target, activation)
+            return activation
+        return args[0] if isinstance(module, TemporalModule) else super().call_module(target, args, kwargs)
+
+
+@torch.no_grad()
+def percentile_of_activations(body: fx.GraphModule, calibration: Calibration) -> dict[str, Tensor]:
+    """`percentile`: of the non-zero activations of the ANN (Rueckauer et al., 2017); nothing is simulated.
+
+    The value that the given share of them does not exceed (nearest rank), exact: only the largest activations are
+    kept, as many as can lie above it.
+    """
+    share = calibration.percentile / 100
+    images = len(calibration.images)
+    kept: dict[str, Tensor] = {}  # the largest activations, descending, [groups, k]
+    positive: dict[str, Tensor] = {}  # how many are above 0, [groups]
+    per_channel = {
+        name: module.threshold.dim() == 1 for name, module in body.named_modules() if isinstance(module, SpikingNeuron)
+    }
+
+    def observe(name: str, activation: Tensor) -> None:
+        rows = activation.transpose(0, 1).flatten(1) if per_channel[name] else activation.reshape(1, -1)
+        limit = math.ceil((1 - share) * rows.shape[1] / len(activation) * images) + 1
+        rows_so_far = torch.cat([kept[name], rows], 1) if name in kept else rows
+        kept[name] = rows_so_far.topk(min(limit, rows_so_far.shape[1]), dim=1).values
+        positive[name] = positive.get(name, 0) + (rows > 0).sum(1)
+
+    body.eval()
+    for batch, _ in calibration.batches(FRAMES // 16):
+        _AnalogRun(body, observe).run(batch)
+    activations = {}
+    for name, largest in kept.items():
+        count = positive[name]
+        # Ascending rank ceil(share * count), counted from the largest; the tolerance keeps 0.999 * 1000 at 999.
+        place = count - torch.ceil(share * count.double() - 1e-9).long()
+        chosen = largest.gather(1, place.clamp(0, largest.shape[1] - 1).unsqueeze(1)).squeeze(1)
+        activations[name] = chosen if per_channel[name] else chosen[0]
+        calibration.advance(name)
+    return thresholds_for_activations(body, activations, calibration.encoder.scale)
+
+
+@torch.no_grad()
+def maximum_activation(body: fx.GraphModule, calibration: Calibration) -> dict[str, Tensor]:
+    """`activation-max`: the largest activation of the ANN (data-based normalisation, Diehl et al., 2015)."""
+    neurons = {name: module for name, module in body.named_modules() if isinstance(module, SpikingNeuron)}
+    activations: dict[str, Tensor] = {}
+
+    def observe(name: str, activation: Tensor) -> None:
+        peak = _largest(activation.unsqueeze(0), per_channel=neurons[name].threshold.dim() == 1)
+        activations[name] = torch.maximum(activations[name], peak) if name in activations else peak
+
+    body.eval()
+    for batch, _ in calibration.batches(FRAMES // 16):
+        _AnalogRun(body, observe).run(batch)
+    for name in activations:
+        calibration.advance(name)
+    return thresholds_for_activations(body, activations, calibration.encoder.scale)
+
+
+BALANCERS = {
+    "max": Balancer(
+        "the largest current that the spike trains before it produce, layer by layer (hybrid paper)",
+        maximum_current,
+        simulates=True,
+    ),
+    "activation-max": Balancer("the largest activation of the ANN; nothing is simulated", maximum_activation),
+    "percentile": Balancer("a percentile of the ANN's non-zero activations, robust to outliers", percentile_of_activations),
+}

@@ -1,0 +1,201 @@
+"""From any module to a captured graph that can be made spiking: checked, normalised, batch norm folded."""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.nn.utils import fusion
+
+from hybridsnn.errors import ConversionError
+
+SYNAPSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity)
+RELU_CALLS = (functional.relu, functional.relu_, torch.relu, torch.relu_)
+RELU_METHODS = ("relu", "relu_")
+SUMS = (operator.add, operator.iadd, torch.add)
+SUM_METHODS = ("add", "add_")
+# Calls that move or average values and so keep what one unit of a value stands for.
+LINEAR_CALLS = (
+    torch.flatten, torch.reshape, torch.mean, functional.avg_pool2d, functional.adaptive_avg_pool2d,
+    operator.getitem, getattr,
+)  # fmt: skip
+LINEAR_METHODS = ("flatten", "view", "reshape", "mean", "size", "contiguous")
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+MAX_POOL_CALLS = (functional.max_pool2d, functional.max_pool1d, functional.max_pool3d)
+MAX_POOL_CHOICES = {
+    "refuse": "a network with max pools is not converted",
+    "any-spike": "a window passes a spike whenever one of its neurons fires; accurate only after fine-tuning",
+}
+MAX_POOL_REMEDY = "train with average pools, or convert with --max-pool any-spike and fine-tune"
+ALLOWED = "ReLU, convolutions, linear layers, batch norm after them, average pools, dropout, flatten and sums"
+
+
+def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str = "refuse") -> fx.GraphModule:
+    """Capture a copy of a network as a graph of convertible modules. The network itself is not changed.
+
+    Functional ReLUs and dropouts become modules; a module that is called several times becomes several (with equal
+    weights), since each call needs thresholds of its own; batch norm is folded into the synapse before it.
+
+    Args:
+        network: any module that torch.fx can capture.
+        fold_batch_norm: or leave it where it is.
+        max_pool: one of `MAX_POOL_CHOICES`.
+
+    Raises:
+        ConversionError: if the network cannot be captured or has a part that cannot be made spiking, by name.
+    """
+    network = copy.deepcopy(network).eval()
+    try:
+        graph = fx.Tracer().trace(network)
+    except Exception as error:  # whatever a module's code does when it is run on symbols
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(
+            f"network: {type(network).__name__} cannot be captured as a graph ({reason}); "
+            "its forward must not branch on values"
+        ) from error
+    body = fx.GraphModule(network, graph)
+    _unshare(body)
+    _modules_for_calls(body)
+    if fold_batch_norm:
+        _fold_batch_norm(body)
+    _check(body, fold_batch_norm, max_pool == "any-spike")
+    body.graph.lint()
+    body.delete_all_unused_submodules()
+    body.recompile()
+    return body
+
+
+def module_of(body: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, None for other nodes."""
+    return body.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether a node adds two values."""
+    return (node.op == "call_function" and node.target in SUMS) or (
+        node.op == "call_method" and node.target in SUM_METHODS
+    )
+
+
+def add_module(body: fx.GraphModule, name: str, module: nn.Module) -> str:
+    """Add a submodule under a free name near `name` (the parent must exist); returns the name."""
+    free, count = name, 1
+    taken = dict(body.named_modules())
+    while free in taken:
+        count += 1
+        free = f"{name}_{count}"
+    body.add_submodule(free, module)
+    return free
+
+
+def _unshare(body: fx.GraphModule) -> None:
+    """Give every call of a module a module of its own."""
+    seen: set[str] = set()
+    for node in body.graph.nodes:
+        if node.op == "call_module":
+            if node.target in seen:
+                node.target = add_module(body, str(node.target), copy.deepcopy(body.get_submodule(str(node.target))))
+            seen.add(str(node.target))
+
+
+def _modules_for_calls(body: fx.GraphModule) -> None:
+    """Replace functional ReLUs and dropouts by modules, and drop what does nothing."""
+    for node in list(body.graph.nodes):
+        module: nn.Module | None = None
+        if (node.op == "call_function" and node.target in RELU_CALLS) or (
+            node.op == "call_method" and node.target in RELU_METHODS
+        ):
+            module = nn.ReLU()
+        elif node.op == "call_function" and node.target in (functional.dropout, torch.dropout):
+            module = nn.Dropout(_dropout_probability(node))
+        if module is None:
+            continue
+        name = add_module(body, node.name, module)
+        with body.graph.inserting_after(node):
+            fresh = body.graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+        node.replace_all_uses_with(fresh)
+        body.graph.erase_node(node)
+
+
+def _dropout_probability(node: fx.Node) -> float:
+    value = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+    if not isinstance(value, (int, float)):
+        raise ConversionError(f"network: the probability of dropout '{node.name}' is computed, must be a number")
+    return float(value)
+
+
+def _fold_batch_norm(body: fx.GraphModule) -> None:
+    """Fold each batch norm into the synapse before it: the folded network computes the same function."""
+    for node in list(body.graph.nodes):
+        norm = module_of(body, node)
+        if type(norm) not in BATCH_NORMS:
+            continue
+        source = node.args[0]
+        synapse = module_of(body, source) if isinstance(source, fx.Node) else None
+        if not isinstance(synapse, SYNAPSES) or len(source.users) > 1:
+            raise ConversionError(
+                f"network: batch norm '{node.target}' does not follow a convolution or linear layer of its own, "
+                "so it cannot be folded; put it right after one"
+            )
+        if norm.running_mean is None:
+            raise ConversionError(
+                f"network: batch norm '{node.target}' keeps no running statistics; train with track_running_stats=True"
+            )
+        fuse: Callable[..., nn.Module] = (
+            fusion.fuse_linear_bn_eval if isinstance(synapse, nn.Linear) else fusion.fuse_conv_bn_eval
+        )
+        body.set_submodule(str(source.target), fuse(synapse, norm))
+        node.replace_all_uses_with(source)
+        body.graph.erase_node(node)
+
+
+def _check(body: fx.GraphModule, folded: bool, max_pools: bool) -> None:
+    """Refuse, by name, whatever has no spiking counterpart.
+
+    Types must be exact: a subclass may compute something else (timm's batch norms hold an activation).
+    """
+    modules = {nn.ReLU, *SYNAPSES, *POOLS, *DROPOUTS, *SHAPES}
+    modules.update(() if folded else BATCH_NORMS, MAX_POOLS if max_pools else ())
+    for node in body.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        module = module_of(body, node)
+        if module is not None:
+            allowed, label = type(module) in modules, type(module).__name__
+        elif node.op == "call_function":
+            allowed = node.target in LINEAR_CALLS or is_sum(node) or (max_pools and node.target in MAX_POOL_CALLS)
+            label = getattr(node.target, "__name__", str(node.target))
+        else:
+            allowed = node.op == "call_method" and (node.target in LINEAR_METHODS or is_sum(node))
+            label = str(node.target)
+        if allowed and is_sum(node) and not all(isinstance(argument, fx.Node) for argument in node.args[:2]):
+            allowed = False
+        if not allowed:
+            place = node.target if node.op == "call_module" else node.name
+            is_max_pool = isinstance(module, MAX_POOLS) or node.target in MAX_POOL_CALLS
+            remedy = MAX_POOL_REMEDY if is_max_pool else f"allowed are {ALLOWED}"
+            raise ConversionError(f"network: '{place}' ({label}) has no spiking counterpart; {remedy}")
+    if len([node for node in body.graph.nodes if node.op == "placeholder"]) != 1:
+        raise ConversionError("network: takes several inputs, must take one: a batch of images")
+
+
+def record_shapes(body: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+    """Write the shape that each node gives for one sample, without the batch, into `node.meta["shape"]`."""
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, Tensor):
+                n.meta["shape"] = tuple(result.shape[1:])
+            return result
+
+    parameter = next(body.parameters(), torch.zeros(()))
+    with torch.no_grad():
+        Recorder(body).run(torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device))

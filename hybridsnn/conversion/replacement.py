@@ -1,0 +1,141 @@
+"""From a prepared graph to a spiking one: ReLUs become neurons, sums get their scales aligned."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hybridsnn.conversion.preparation import (
+    DROPOUTS,
+    SYNAPSES,
+    add_module,
+    is_sum,
+    module_of,
+    prepare,
+    record_shapes,
+)
+from hybridsnn.errors import ConversionError
+from hybridsnn.neurons import SharedDropout, SpikingNeuron
+
+GRANULARITIES = {"layer": "one threshold per layer", "channel": "one threshold per channel"}
+
+
+class Weighting(nn.Module):
+    """A synapse from each value to itself, for a shortcut that has no synapse of its own.
+
+    Args:
+        shape: of the weight: `()` for one number, `(channels, 1, 1)` for one a channel.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape), requires_grad=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`[...]` to `[...]`."""
+        return values * self.weight
+
+
+def spiking_body(
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    granularity: str = "layer",
+    reset: str = "soft",
+    initial_potential: float = 0.0,
+    fold_batch_norm: bool = True,
+    max_pool: str = "refuse",
+) -> fx.GraphModule:
+    """A copy of a network with a spiking neuron for every ReLU; thresholds are 1 until a balancer sets them.
+
+    Its structure, and so its state dict, depends on the network's structure and these arguments alone.
+
+    Args:
+        network: the trained network.
+        input_shape: of one sample.
+        granularity: of thresholds, one of `GRANULARITIES`.
+        reset, initial_potential: see `SpikingNeuron`.
+        fold_batch_norm, max_pool: see `prepare`.
+
+    Raises:
+        ConversionError: if the network has a part that cannot be made spiking.
+    """
+    body = prepare(network, fold_batch_norm=fold_batch_norm, max_pool=max_pool)
+    record_shapes(body, input_shape)
+    for node in body.graph.nodes:
+        module = module_of(body, node)
+        if type(module) is nn.ReLU:
+            channels = int(node.meta["shape"][0]) if granularity == "channel" else None
+            neuron = SpikingNeuron(channels, reset=reset, initial_potential=initial_potential)
+            body.set_submodule(str(node.target), neuron)
+        elif isinstance(module, DROPOUTS):
+            body.set_submodule(str(node.target), SharedDropout(float(module.p)))
+    if not any(isinstance(module, SpikingNeuron) for module in body.modules()):
+        raise ConversionError(f"network: {type(network).__name__} has no ReLU, so nothing in it would spike")
+    _give_each_summand_a_synapse(body, granularity)
+    parameter = next(body.parameters())
+    body.to(parameter.device)
+    body.recompile()
+    return body
+
+
+def source_of(body: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Walk up from a value through what keeps its scale (pools, dropout, reshapes) to what set it.
+
+    That is a synapse, a weighting, a neuron, a sum, or the input.
+    """
+    while True:
+        module = module_of(body, node)
+        if node.op == "placeholder" or is_sum(node) or isinstance(module, (*SYNAPSES, Weighting, SpikingNeuron)):
+            return node
+        node = node.all_input_nodes[0]
+
+
+def summands(node: fx.Node) -> list[fx.Node]:
+    """The two values that a sum adds."""
+    return [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
+
+
+def alignments(body: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """For each synapse that has to take over the scale of another value: that value's source.
+
+    Of the two summands of a sum the one that is computed first sets the scale; the other ends in a synapse.
+    """
+    order = {node: place for place, node in enumerate(body.graph.nodes)}
+    found = {}
+    for node in body.graph.nodes:
+        if is_sum(node):
+            first, second = sorted((source_of(body, value) for value in summands(node)), key=order.__getitem__)
+            found[second] = first
+    return found
+
+
+def _give_each_summand_a_synapse(body: fx.GraphModule, granularity: str) -> None:
+    """Put a weighting on the later summand of each sum, unless it ends in a synapse that serves nothing else."""
+    for node in list(body.graph.nodes):
+        if not is_sum(node):
+            continue
+        order = {node: place for place, node in enumerate(body.graph.nodes)}
+        values = sorted(summands(node), key=lambda value: order[source_of(body, value)])
+        later = values[1] if len(values) == 2 else values[0]
+        if isinstance(module_of(body, source_of(body, later)), SYNAPSES) and _serves_one(body, later):
+            continue
+        sample = node.meta["shape"]
+        shape = (sample[0], *[1] * (len(sample) - 1)) if granularity == "channel" else ()
+        name = add_module(body, f"{node.name}_weighting", Weighting(shape))
+        with body.graph.inserting_before(node):
+            weighting = body.graph.call_module(name, (later,))
+        arguments: list[Any] = list(node.args)
+        arguments[max(place for place, argument in enumerate(arguments) if argument is later)] = weighting
+        node.args = tuple(arguments)
+
+
+def _serves_one(body: fx.GraphModule, value: fx.Node) -> bool:
+    """Whether nothing else uses a value or what it is made from, up to its source."""
+    source = source_of(body, value)
+    while True:
+        if len([user for user in value.users]) > 1:
+            return False
+        if value is source:
+            return True
+        value = value.all_input_nodes[0]

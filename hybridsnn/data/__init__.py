@@ -1,0 +1,27 @@
+"""Image sets: load, split, augment, preprocess, batch."""
+
+from hybridsnn.data.augmentation import AUGMENTATIONS, Augmentation
+from hybridsnn.data.batches import Batch, Batches
+from hybridsnn.data.datasets import DATASETS, DataSet, Request, default_folder, load
+from hybridsnn.data.images import FileImages, ImageData, Images, MemoryImages, image_data
+from hybridsnn.data.preprocessing import Preprocessing
+from hybridsnn.data.split import split_validation
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "Augmentation",
+    "Batch",
+    "Batches",
+    "DataSet",
+    "FileImages",
+    "ImageData",
+    "Images",
+    "MemoryImages",
+    "Preprocessing",
+    "Request",
+    "default_folder",
+    "image_data",
+    "load",
+    "split_validation",
+]

@@ -1,0 +1,101 @@
+"""Batches of preprocessed pictures, prepared in the background."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridsnn.data.augmentation import AUGMENTATIONS
+from hybridsnn.data.images import Images
+from hybridsnn.data.preprocessing import Preprocessing
+from hybridsnn.errors import ConfigError
+from hybridsnn.registry import look_up
+
+PREFETCH = 2  # batches prepared ahead: one in the making, one ready
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures for a network.
+
+    Attributes:
+        images: float32 [B, C, H, W], normalised.
+        labels: int64 [B].
+        indices: int64 [B], the position of each picture in its `Images`: the counter of its random spikes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """The pictures at `positions` (int64 [N]) in batches, epoch after epoch.
+
+    With a seed the order is shuffled. It depends on (seed, epoch) only and the augmentation on (seed, epoch, batch
+    number) only, so a training that was cut off at the end of an epoch goes on as if it had not been. Without a seed
+    the pictures come in the order of `positions`, and cannot be augmented.
+
+    Raises:
+        ConfigError: if the augmentation is unknown or lacks a seed.
+    """
+
+    images: Images
+    positions: Tensor
+    preprocessing: Preprocessing
+    batch_size: int
+    _: KW_ONLY
+    augmentation: str = "none"
+    seed: int | None = None
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        look_up(AUGMENTATIONS, self.augmentation, "augmentation")
+        if self.augmentation != "none" and self.seed is None:
+            raise ConfigError(f"augmentation: got '{self.augmentation}' without a seed. Give a seed, or use 'none'")
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        whole, rest = divmod(len(self.positions), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch `number`, the next ones prepared by one thread while the caller uses the current one.
+
+        The thread ends with the iterator, however that ends: run out, closed or forgotten.
+
+        Raises:
+            DataError: where a picture cannot be read or does not fit the preprocessing.
+        """
+        order = self.positions
+        if self.seed is not None:
+            order = order[torch.randperm(len(order), generator=_generator(self.seed, number, 0))]
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hybridsnn-batches")
+        try:
+            pending: deque[Future[Batch]] = deque()
+            for batch_number in range(len(self)):
+                indices = order[batch_number * self.batch_size : (batch_number + 1) * self.batch_size]
+                pending.append(pool.submit(self._prepare, indices, number, batch_number))
+                if len(pending) > PREFETCH:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, indices: Tensor, epoch: int, batch_number: int) -> Batch:
+        images = self.images.batch(indices)
+        if self.seed is not None:
+            generator = _generator(self.seed, epoch, 1 + batch_number)
+            images = AUGMENTATIONS[self.augmentation].apply(images, self.preprocessing.size, generator)
+        return Batch(self.preprocessing(images), self.images.labels[indices], indices)
+
+
+def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed, epoch, stream)).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))

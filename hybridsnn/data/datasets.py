@@ -1,0 +1,176 @@
+"""The data sets by name."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from hybridsnn.data.folders import LAYOUT, load_folder
+from hybridsnn.data.images import ImageData, Images, MemoryImages, image_data
+from hybridsnn.data.preprocessing import Preprocessing
+from hybridsnn.data.published import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, Published
+from hybridsnn.data.split import split_validation
+from hybridsnn.errors import ConfigError, DataError
+from hybridsnn.registry import look_up
+
+DIGITS_TEST_FRACTION, DIGITS_TEST_SEED = 0.2, 1797  # a constant: every run tests on the same 359 digits
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a data set.
+
+    Attributes:
+        folder: where its files are; None if the user gave none.
+        download: fetch what is missing.
+        size: side of the stored pictures, pixels; None: as they come.
+        memory_limit: bytes that decoded files may take; None: a quarter of the machine's memory.
+    """
+
+    folder: Path | None
+    download: bool
+    size: int | None
+    memory_limit: int | None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How to load a data set, and how the papers prepare it.
+
+    Attributes:
+        size: default side of the pictures that a network sees, pixels; None: that of the first picture.
+        mean, std: per channel, for pixels in [0, 1].
+        augmentation: the default one for training.
+        read: gives the data at the size asked for.
+        margin: stored side / side that a network sees. More than 1: evaluation takes the centre, augmentation any part.
+    """
+
+    name: str
+    summary: str
+    size: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: str
+    read: Callable[[Request], ImageData]
+    margin: float = 1.0
+
+    def preprocessing(self, data: ImageData) -> Preprocessing:
+        """What turns the pictures of `data`, loaded from this data set at any size, into a network's input."""
+        return Preprocessing(round(data.train.shape[-1] / self.margin), self.mean, self.std)
+
+
+def load(
+    name: str,
+    *,
+    folder: Path | None = None,
+    download: bool = False,
+    size: int | None = None,
+    memory_limit: int | None = None,
+) -> ImageData:
+    """A data set of the registry.
+
+    Args:
+        name: in `DATASETS`.
+        folder: for `mnist`, `fashion-mnist`, `cifar10` and `cifar100` the root of torchvision's layout, by default
+            $HYBRIDSNN_DATA or else ~/.cache/hybridsnn/data; for `imagefolder` and `imagenet` the one that holds
+            `train`, without default; `digits` needs none.
+        download: fetch what is missing, where that is possible.
+        size: side of the pictures that the network will see, pixels; None: the data set's own.
+        memory_limit: bytes that decoded picture files may take before they are decoded batch by batch instead;
+            None: a quarter of the machine's memory.
+
+    Raises:
+        ConfigError: if there is no such data set, or the size is not positive.
+        DataError: if it is missing or damaged.
+    """
+    dataset = look_up(DATASETS, name, "dataset")
+    side = dataset.size if size is None else size
+    if side is not None and side < 1:
+        raise ConfigError(f"size: got {side}, must be at least 1 pixel")
+    stored = None if side is None else round(side * dataset.margin)
+    return dataset.read(Request(folder.expanduser() if folder else None, download, stored, memory_limit))
+
+
+def default_folder() -> Path:
+    """Where data sets are looked for if nothing else is said."""
+    return Path(os.environ.get("HYBRIDSNN_DATA") or "~/.cache/hybridsnn/data").expanduser()
+
+
+def _resized(data: ImageData, size: int | None) -> ImageData:
+    """The data with pictures of this size, bilinear and antialiased. A new size makes a new fingerprint."""
+    if size is None or size == data.train.shape[-1]:
+        return data
+    train, test = (_resized_images(images, size) for images in (data.train, data.test))
+    return image_data(data.name, train, test, data.classes)
+
+
+def _resized_images(images: Images, size: int) -> MemoryImages:
+    chunks = torch.arange(len(images)).split(1024)  # bounds the working memory
+    pixels = [functional.interpolate(images.batch(chunk), (size, size), mode="bilinear", antialias=True)
+              for chunk in chunks]
+    return MemoryImages(torch.cat(pixels), images.labels)
+
+
+def _digits(request: Request) -> ImageData:
+    """scikit-learn's 1,797 digits, values 0 to 16 stretched to 0 to 255; a stratified fifth of them is the test set."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    digits = load_digits()
+    pixels = torch.from_numpy(np.round(digits.images * 255 / 16).astype(np.uint8)[:, None])
+    labels = torch.from_numpy(digits.target).long()
+    train, test = (
+        MemoryImages(pixels[part], labels[part])
+        for part in split_validation(labels, DIGITS_TEST_FRACTION, DIGITS_TEST_SEED)
+    )
+    classes = [str(name) for name in digits.target_names]
+    return _resized(image_data("digits", train, test, classes), request.size)
+
+
+def _published(published: Published) -> Callable[[Request], ImageData]:
+    def read(request: Request) -> ImageData:
+        return _resized(published.load(request.folder or default_folder(), request.download), request.size)
+
+    return read
+
+
+def _image_folder(request: Request) -> ImageData:
+    folder = _required("imagefolder", request)
+    return load_folder(f"imagefolder:{folder.name}", folder, request.size, request.memory_limit)
+
+
+def _imagenet(request: Request) -> ImageData:
+    return load_folder("imagenet", _required("imagenet", request), request.size, request.memory_limit)
+
+
+def _required(name: str, request: Request) -> Path:
+    if request.folder is None:
+        raise DataError(f"{name}: no folder given; {LAYOUT}. Give it: --dataset {name} --data FOLDER")
+    return request.folder.absolute()
+
+
+GREY_HALF, COLOUR_HALF = (0.5,), (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+DATASETS: dict[str, DataSet] = {
+    entry.name: entry
+    for entry in (
+        DataSet("digits", "1,797 grey digits, 8 x 8, 10 classes; comes with scikit-learn, needs no file",
+                8, GREY_HALF, GREY_HALF, "shift", _digits),
+        DataSet("mnist", "70,000 grey digits, 28 x 28, 10 classes",
+                28, GREY_HALF, GREY_HALF, "affine", _published(MNIST)),
+        DataSet("fashion-mnist", "70,000 grey pictures of clothes, 28 x 28, 10 classes",
+                28, GREY_HALF, GREY_HALF, "crop-flip", _published(FASHION_MNIST)),
+        DataSet("cifar10", "60,000 colour pictures, 32 x 32, 10 classes",
+                32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR10)),
+        DataSet("cifar100", "60,000 colour pictures, 32 x 32, 100 classes",
+                32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR100)),
+        DataSet("imagefolder", "your own pictures: train/<class>/* and test/<class>/* or val/<class>/*",
+                None, COLOUR_HALF, COLOUR_HALF, "crop-flip", _image_folder),
+        DataSet("imagenet", "ImageNet unpacked as train/<class>/* and val/<class>/*, resized to 256, seen at 224",
+                224, IMAGENET_MEAN, IMAGENET_STD, "resized-crop-flip", _imagenet, margin=256 / 224),
+    )
+}  # fmt: skip

@@ -1,0 +1,150 @@
+"""The one training loop: epochs, schedule, validation, checkpoints. It knows neither ANN from SNN nor rule from rule."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from hybridsnn.errors import ConfigError
+from hybridsnn.learning.bptt import LearningRule
+from hybridsnn.learning.checkpoint import TrainingState, optimiser_tensors, restore_optimiser
+from hybridsnn.learning.optimisation import Optimisation
+
+
+class Batch(Protocol):
+    """Images with labels and the numbers that identify them."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def indices(self) -> Tensor: ...
+
+
+class Source(Protocol):
+    """Batches that are a function of the epoch's number."""
+
+    def epoch(self, number: int) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+
+
+Encode = Callable[[Batch, int], Tensor]
+Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
+
+
+def seed_of(*parts: int) -> int:
+    """A seed that depends on all parts, such as (seed, epoch): different parts, unrelated seeds."""
+    low, high = np.random.SeedSequence(parts).generate_state(2)
+    return int(low) | int(high) << 32
+
+
+def fit(
+    fabric: Fabric,
+    model: nn.Module,
+    rule: LearningRule,
+    optimisation: Optimisation,
+    batches: Source,
+    *,
+    encode: Encode,
+    validate: Callable[[nn.Module], dict[str, float]] | None,
+    folder: Path,
+    seed: int,
+    neuron_parameters: Sequence[nn.Parameter] = (),
+    project: Callable[[], None] = lambda: None,
+    track: Track = lambda items, description, total: iter(items),
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Train a model in place; it ends with the weights of the epoch that was best on the validation split.
+
+    Everything random is a function of the seed and the epoch, so a training that is killed goes on from the last
+    checkpoint in `folder` and ends with the same weights.
+
+    Args:
+        rule: fills the gradients of a batch.
+        encode: (batch, epoch) to the inputs the rule expects.
+        validate: gives `loss` and `accuracy` on the validation split; None keeps the last epoch.
+        folder: for checkpoints.
+        neuron_parameters: thresholds and leaks, which have their own learning rate.
+        project: called after each update, to bring thresholds and leaks back into their bounds.
+        track, say: progress.
+
+    Returns:
+        rows of metrics with `epoch`, `split`, `metric`, `value`.
+
+    Raises:
+        ConfigError: if the loss stops being a number.
+        ArtifactError: if the checkpoint is damaged.
+    """
+    if optimisation.epochs == 0:
+        return []
+    if len(batches) == 0:
+        raise ConfigError("batch_size: larger than the training split; give a smaller one")
+    optimiser = optimisation.build(model, neuron_parameters)
+    state = TrainingState.load(folder)
+    if state is None:
+        state = TrainingState()
+    else:
+        say(f"resuming after epoch {state.epoch} of {optimisation.epochs}")
+        model.load_state_dict(state.model)
+        restore_optimiser(optimiser, state.optimiser)
+    wrapped, wrapped_optimiser = fabric.setup(model, optimiser)
+
+    for epoch in range(state.epoch, optimisation.epochs):
+        torch.manual_seed(seed_of(seed, epoch))
+        model.train()
+        losses = torch.zeros((), dtype=torch.float64, device=fabric.device)
+        correct, images, rate = torch.zeros_like(losses), 0, 0.0
+        for place, batch in enumerate(track(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches))):
+            rate = optimisation.set_rate(optimiser, (epoch + place / len(batches)) / optimisation.epochs)
+            labels = fabric.to_device(batch.labels)
+            wrapped_optimiser.zero_grad(set_to_none=True)
+            inputs = fabric.to_device(encode(batch, epoch))
+            loss, logits = rule.step(wrapped, inputs, labels, fabric.backward)
+            wrapped_optimiser.step()
+            with torch.no_grad():
+                project()
+            losses += loss * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
+            images += len(labels)
+        measured = {"train": {"loss": float(losses) / images, "accuracy": float(correct) / images}}
+        if not np.isfinite(measured["train"]["loss"]):
+            raise ConfigError(
+                f"learning_rate: the loss is {measured['train']['loss']} in epoch {epoch + 1}; "
+                f"got {optimisation.learning_rate}, give a smaller one"
+            )
+        if validate is not None:
+            model.eval()
+            measured["validation"] = validate(wrapped)
+        accuracy = measured.get("validation", {}).get("accuracy", float("inf"))
+        rows = [("train", "learning-rate", rate)]
+        rows += [(split, metric, value) for split, values in measured.items() for metric, value in values.items()]
+        state.history += [
+            {"epoch": epoch + 1, "split": split, "metric": metric, "value": value} for split, metric, value in rows
+        ]
+        state.epoch = epoch + 1
+        state.model = model.state_dict()
+        state.optimiser = optimiser_tensors(optimiser)
+        if accuracy >= state.best_accuracy:
+            state.best_accuracy = accuracy
+            state.best = {name: tensor.detach().clone() for name, tensor in state.model.items()}
+        if fabric.is_global_zero:
+            state.save(folder)
+        fabric.barrier()
+        say(_line(epoch, optimisation.epochs, measured))
+
+    model.load_state_dict(state.best)
+    model.eval()
+    return state.history
+
+
+def _line(epoch: int, epochs: int, measured: dict[str, dict[str, float]]) -> str:
+    parts = [
+        f"{split} loss {values['loss']:.4f} accuracy {100 * values['accuracy']:.2f} %"
+        for split, values in measured.items()
+    ]
+    return f"epoch {epoch + 1}/{epochs}: " + ", ".join(parts)

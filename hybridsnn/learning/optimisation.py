@@ -1,0 +1,99 @@
+"""Optimisers and learning-rate schedules, by name; a schedule is a function of progress and keeps no state."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridsnn.registry import look_up
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An entry of `SCHEDULES`: `factor(progress in [0, 1))` multiplies the learning rate."""
+
+    summary: str
+    factor: Callable[[float], float]
+
+
+SCHEDULES = {
+    "constant": Schedule("the same throughout", lambda progress: 1.0),
+    "step": Schedule(
+        "divided by 10 after 60, 80 and 90 % of the steps (hybrid paper)",
+        lambda progress: 0.1 ** sum(progress >= mark for mark in (0.6, 0.8, 0.9)),
+    ),
+    "cosine": Schedule("half a cosine down to 0", lambda progress: 0.5 * (1 + math.cos(math.pi * progress))),
+}
+
+
+@dataclass(frozen=True)
+class OptimiserKind:
+    """An entry of `OPTIMISERS`: `build(parameter groups, learning rate, momentum)`."""
+
+    summary: str
+    build: Callable[[Any, float, float], torch.optim.Optimizer]
+
+
+OPTIMISERS = {
+    "sgd": OptimiserKind(
+        "stochastic gradient descent with Nesterov-free momentum",
+        lambda groups, rate, momentum: torch.optim.SGD(groups, lr=rate, momentum=momentum),
+    ),
+    "adam": OptimiserKind(
+        "Adam with amsgrad and L2 weight decay (hybrid paper)",
+        lambda groups, rate, momentum: torch.optim.Adam(groups, lr=rate, amsgrad=True, fused=True),
+    ),
+    "adamw": OptimiserKind(
+        "Adam with decoupled weight decay",
+        lambda groups, rate, momentum: torch.optim.AdamW(groups, lr=rate, fused=True),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights follow their gradients.
+
+    Attributes:
+        optimiser, schedule: names in `OPTIMISERS`, `SCHEDULES`.
+        learning_rate, momentum, weight_decay: of weights.
+        neuron_learning_rate: of thresholds and leaks, which have no weight decay; None takes `learning_rate`.
+        epochs: how many times the training images are seen.
+    """
+
+    optimiser: str
+    schedule: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    epochs: int
+    neuron_learning_rate: float | None = None
+
+    def build(self, model: nn.Module, neuron_parameters: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+        """An optimiser for the parameters of a model that require gradients."""
+        special = {id(parameter) for parameter in neuron_parameters}
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [
+            {
+                "params": [parameter for parameter in learned if id(parameter) not in special],
+                "weight_decay": self.weight_decay,
+                "start": self.learning_rate,
+            },
+            {
+                "params": [parameter for parameter in learned if id(parameter) in special],
+                "weight_decay": 0.0,
+                "start": self.neuron_learning_rate or self.learning_rate,
+            },
+        ]
+        kind = look_up(OPTIMISERS, self.optimiser, "optimizer")
+        return kind.build([group for group in groups if group["params"]], self.learning_rate, self.momentum)
+
+    def set_rate(self, optimiser: torch.optim.Optimizer, progress: float) -> float:
+        """Set the learning rates for `progress` in [0, 1); returns that of the weights."""
+        factor = look_up(SCHEDULES, self.schedule, "schedule").factor(progress)
+        for group in optimiser.param_groups:
+            group["lr"] = group["start"] * factor
+        return self.learning_rate * factor

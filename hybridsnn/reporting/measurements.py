@@ -1,0 +1,38 @@
+"""Read single quantities out of long-form metrics."""
+
+import math
+
+import pandas as pd
+
+
+def total(metrics: pd.DataFrame, metric: str) -> float:
+    """Value of the metric for the whole network, the latest if there are several; NaN if it was not measured."""
+    rows = metrics[(metrics["metric"] == metric) & _is_empty(metrics["layer"])]
+    return float(rows["value"].iloc[-1]) if len(rows) else math.nan
+
+
+def by_step(metrics: pd.DataFrame, metric: str) -> pd.Series:
+    """Values of the metric indexed by time step, ascending."""
+    return _indexed(metrics[(metrics["metric"] == metric) & _is_empty(metrics["layer"])], "step")
+
+
+def by_epoch(metrics: pd.DataFrame, metric: str, split: str) -> pd.Series:
+    """Values of the metric on a split indexed by epoch, ascending."""
+    return _indexed(metrics[(metrics["metric"] == metric) & (metrics["split"] == split)], "epoch")
+
+
+def by_layer(metrics: pd.DataFrame, metric: str) -> pd.Series:
+    """Values of the metric indexed by layer, in the order of the rows, which is that of the network."""
+    rows = metrics[(metrics["metric"] == metric) & ~_is_empty(metrics["layer"])]
+    return pd.Series(rows["value"].to_numpy(dtype=float), index=[str(layer) for layer in rows["layer"]])
+
+
+def _is_empty(cells: pd.Series) -> pd.Series:
+    return cells.isna() | (cells.astype(str) == "")
+
+
+def _indexed(rows: pd.DataFrame, column: str) -> pd.Series:
+    position = pd.to_numeric(rows[column], errors="coerce")  # empty cells may be NaN or ""
+    rows = rows[position.notna()]
+    index = position[position.notna()].to_numpy(dtype=int)
+    return pd.Series(rows["value"].to_numpy(dtype=float), index=index).sort_index()

@@ -1,0 +1,122 @@
+"""The tables of a report, as numbers and as text."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from hybridsnn.reporting.measurements import by_layer, by_step, total
+from hybridsnn.reporting.records import NetworkReport, evaluation_of, names_of
+
+
+def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
+    """One row per network: accuracy in % at its last step and at the powers of two before, and what it costs.
+
+    `T` is the number of steps, empty for an ann. `vs ANN` is the accuracy at the last step less that of the ann
+    measured on the same data, in points; it is empty where there is no such ann, or more than one. A column that
+    would be empty throughout is left out, and so is the data where it is the same for all.
+    """
+    last_steps = [_last_step(network) for network in networks]
+    most = max((steps for steps in last_steps if steps is not None), default=0)
+    powers = [2**exponent for exponent in range(most.bit_length()) if 2**exponent < most]
+    rows = []
+    for network, steps in zip(networks, last_steps, strict=True):
+        accuracy = 100 * by_step(network.evaluation, "accuracy")
+        final = 100 * total(network.evaluation, "accuracy") if steps is None else accuracy[steps]
+        reference = _reference_accuracy(network, networks)
+        rows.append(
+            {
+                "network": network.label,
+                "stage": network.stage,
+                "data": evaluation_of(network),
+                "T": steps,
+                "accuracy (%)": round(final, 2),
+                "vs ANN (points)": round(final - reference, 2),
+                **{f"T={power} (%)": round(accuracy.get(power, math.nan), 2) for power in powers},
+                "spikes / image": round(total(network.evaluation, "spikes-per-image"), 1),
+                "synaptic operations / image": round(total(network.evaluation, "synaptic-operations"), 1),
+            }
+        )
+    table = pd.DataFrame(rows).astype({"T": "Int64"})
+    optional = ["T", "vs ANN (points)", "spikes / image", "synaptic operations / image"]
+    unneeded = [name for name in optional if table[name].isna().all()]
+    if table["data"].nunique() == 1:
+        unneeded.append("data")
+    return table.drop(columns=unneeded)
+
+
+def accuracy_by_step_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
+    """Accuracy in % of every spiking network at every step, one row each."""
+    columns = ["network", "dataset", "split", "T", "accuracy (%)"]
+    rows = [
+        (network.label, network.dataset, network.split, step, round(100 * value, 6))
+        for network in networks
+        for step, value in by_step(network.evaluation, "accuracy").items()
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def firing_rate_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
+    """Spikes per neuron and step: a row per layer, a column per spiking network, empty where it has no such layer."""
+    rates = {
+        name: by_layer(network.evaluation, "firing-rate")
+        for name, network in zip(names_of(networks), networks, strict=True)
+    }
+    rates = {name: series for name, series in rates.items() if len(series)}
+    layers = list(dict.fromkeys(layer for series in rates.values() for layer in series.index))
+    columns = {name: [series.get(layer, math.nan) for layer in layers] for name, series in rates.items()}
+    return pd.DataFrame({"layer": layers, **columns}).round(6)
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as a reader wants it: every cell a string, rounded by its size and unit, a dash for an empty one."""
+    return pd.DataFrame({name: [_text(value, str(name)) for value in table[name]] for name in table.columns}, dtype=str)
+
+
+def numeric_columns(table: pd.DataFrame) -> list[bool]:
+    """Which columns hold numbers, and are set flush right."""
+    return [is_numeric_dtype(table[name]) for name in table.columns]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in Markdown, safe against what names may contain."""
+    text = as_text(table)
+    rows = [
+        list(text.columns),
+        ["---:" if numeric else ":---" for numeric in numeric_columns(table)],
+        *text.itertuples(index=False, name=None),
+    ]
+    return "".join("| " + " | ".join(_escaped(cell) for cell in row) + " |\n" for row in rows)
+
+
+def _last_step(network: NetworkReport) -> int | None:
+    steps = by_step(network.evaluation, "accuracy").index
+    return int(steps.max()) if len(steps) else None
+
+
+def _reference_accuracy(network: NetworkReport, networks: Sequence[NetworkReport]) -> float:
+    """Accuracy in % of the one ann measured on the same data as this spiking network; NaN if none or several."""
+    if network.kind == "ann":
+        return math.nan
+    anns = [other for other in networks if other.kind == "ann" and evaluation_of(other) == evaluation_of(network)]
+    return 100 * total(anns[0].evaluation, "accuracy") if len(anns) == 1 else math.nan
+
+
+def _text(value: Any, column: str) -> str:
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, str):
+        return value
+    if column.endswith("(points)"):
+        return f"{value:+.2f}".replace("-", "−")
+    if column.endswith("(%)"):
+        return f"{value:.2f}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.4f}"
+    return f"{value:,}"
+
+
+def _escaped(cell: object) -> str:
+    return str(cell).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,254 @@
+"""Reports: known tables, figures for every mix of networks, a page that stands alone."""
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from hybridsnn.errors import ArtifactError
+from hybridsnn.reporting import NetworkReport, Provenance, accuracy_table, as_text, write_report
+from hybridsnn.reporting.figures import FIGURES
+from hybridsnn.reporting.tables import accuracy_by_step_table, firing_rate_table, markdown
+
+COLUMNS = ["stage", "split", "epoch", "step", "layer", "metric", "value"]
+
+
+def long_form(rows):
+    """A frame from (split, epoch, step, layer, metric, value)."""
+    return pd.DataFrame([("any", *row) for row in rows], columns=COLUMNS)
+
+
+def training(epochs=3):
+    return long_form(
+        (split, epoch, None, None, metric, value)
+        for epoch in range(1, epochs + 1)
+        for split in ("train", "validation")
+        for metric, value in (("loss", 1 / epoch), ("accuracy", 1 - 0.5 / epoch))
+    )
+
+
+def ann(accuracy=0.99, label="ann", dataset="digits", split="test", history=None):
+    rows = [("accuracy", accuracy), ("loss", 0.1), ("images", 360)]
+    evaluation = long_form((split, None, None, None, metric, value) for metric, value in rows)
+    return NetworkReport(label, "ann", "train-ann", dataset, split, evaluation, history)
+
+
+def snn(accuracies=(0.5, 0.75, 0.9), label="convert-max", rates=None, dataset="digits", split="test", history=None):
+    rates = {"neuron1": 0.25, "neuron2": 0.125} if rates is None else rates
+    rows = [(split, None, step, None, "accuracy", value) for step, value in enumerate(accuracies, 1)]
+    rows += [(split, None, step, None, "loss", 1.0) for step in range(1, len(accuracies) + 1)]
+    rows += [(split, None, None, layer, "firing-rate", value) for layer, value in rates.items()]
+    rows += [(split, None, None, layer, "spikes-per-image", 100.0) for layer in rates]
+    rows += [
+        (split, None, None, None, "spikes-per-image", 100.0 * len(rates)),
+        (split, None, None, None, "images", 360),
+    ]
+    return NetworkReport(label, "snn", "convert", dataset, split, long_form(rows), history)
+
+
+def curve(steps, final=0.9):
+    return [final * (1 - math.exp(-(step + 1))) for step in range(steps)]
+
+
+LONG = "an-artifact-<b>&$x^2$|-with-a-name-that-goes-on-and-on-and-on-until-it-is-far-too-long-for-any-legend"
+# networks, and the figures there should be of them
+MIXES = {
+    "everything": ([ann(history=training()), snn(), snn(label="stdb", history=training(1))], set(FIGURES)),
+    "no ann": ([snn(), snn(label="other")], {"accuracy", "firing_rates"}),
+    "only an ann": ([ann(history=training())], {"training"}),
+    "only an ann, untrained": ([ann()], set()),
+    "one step": ([ann(), snn([0.8])], {"accuracy", "firing_rates"}),
+    "eight": (
+        [ann()] + [snn(curve(40, 0.9 + place / 100), f"snn-{place}") for place in range(8)],
+        {"accuracy", "firing_rates"},
+    ),
+    "long names": ([ann(label=LONG, history=training()), snn(label=LONG + "-2", rates={LONG: 0.5})], set(FIGURES)),
+    "no history": ([ann(), snn()], {"accuracy", "firing_rates"}),
+    "many steps": ([ann(), snn(curve(300)), snn(curve(5), "short")], {"accuracy", "firing_rates"}),
+    "several data": (
+        [ann(), snn(), ann(split="validation"), snn(split="validation"), snn(dataset="mnist", rates={"other": 0.1})],
+        {"accuracy", "firing_rates"},
+    ),
+    "perfect and chance": ([ann(1.0), snn([0.1, 0.1])], {"accuracy", "firing_rates"}),
+    "silent": ([snn([0.1, 0.1], rates={"neuron1": 0.0})], {"accuracy", "firing_rates"}),
+    "no rates": ([ann(), snn(rates={})], {"accuracy"}),
+    "diverged": ([ann(history=training().assign(value=[math.nan, *[math.inf] * 3, *[1.0] * 8]))], {"training"}),
+}
+PROVENANCE = [
+    Provenance("ann", "ann", "train-ann", "0123456789abcdef" * 4, "2025-03-01 12:00", 75.0, "cpu", 3 * 2**30,
+               {"torch": "2.6.0"}, (), "epochs: 3\nnote: <script>\n"),
+    Provenance("convert-max", "snn", "convert", "fedcba9876543210" * 4, "2025-03-01 12:02", 4.25, "cpu", 0,
+               {"torch": "2.6.0"}, ("ann",), "balance: max\n"),
+]  # fmt: skip
+
+
+def test_accuracy_table_is_known():
+    table = accuracy_table([ann(), snn([0.1, 0.5, 0.6, 0.75, 0.9])])
+    assert list(table.columns) == [
+        "network", "stage", "T", "accuracy (%)", "vs ANN (points)", "T=1 (%)", "T=2 (%)", "T=4 (%)", "spikes / image",
+    ]  # fmt: skip
+    assert as_text(table).to_numpy().tolist() == [
+        ["ann", "train-ann", "–", "99.00", "–", "–", "–", "–", "–"],
+        ["convert-max", "convert", "5", "90.00", "−9.00", "10.00", "50.00", "75.00", "200"],
+    ]
+
+
+def test_accuracy_at_missing_steps_is_empty():
+    table = accuracy_table([snn([0.5], "short"), snn([0.5, 0.6, 0.7], "long")])
+    assert table["T=1 (%)"].tolist() == [50.0, 50.0]
+    assert table["T=2 (%)"].isna().tolist() == [True, False]
+    assert table["T"].tolist() == [1, 3]
+
+
+def test_difference_needs_one_ann_on_the_same_data():
+    def differences(*networks):
+        table = accuracy_table(networks)
+        return table["vs ANN (points)"].fillna(math.inf).tolist() if "vs ANN (points)" in table else None
+
+    assert differences(ann(0.95), snn([0.9]), ann(0.8, split="validation"), snn([0.9], split="validation")) == [
+        math.inf, -5.0, math.inf, 10.0,
+    ]  # fmt: skip
+    assert differences(ann(0.95), snn([0.9], dataset="mnist")) is None
+    assert differences(ann(0.95), ann(0.94, label="other"), snn([0.9])) is None
+
+
+def test_data_are_named_only_where_they_differ():
+    assert "data" not in accuracy_table([ann(), snn()])
+    assert accuracy_table([ann(), snn(split="validation")])["data"].tolist() == ["digits, test", "digits, validation"]
+
+
+def test_synaptic_operations_are_shown_where_counted():
+    network, counted = snn(), snn(label="counted")
+    assert "synaptic operations / image" not in accuracy_table([network])
+    last = counted.evaluation["metric"] == "images"
+    counted.evaluation.loc[last, ["metric", "value"]] = ["synaptic-operations", 12345.0]
+    assert as_text(accuracy_table([network, counted]))["synaptic operations / image"].tolist() == ["–", "12,345"]
+
+
+def test_every_step_is_kept():
+    table = accuracy_by_step_table([ann(), snn([0.5, 0.123456])])
+    assert table["T"].tolist() == [1, 2]
+    assert table["accuracy (%)"].tolist() == [50.0, 12.3456]
+
+
+def test_firing_rates_keep_the_order_of_layers_and_leave_gaps():
+    table = firing_rate_table([ann(), snn(label="a", rates={"z": 0.5, "b": 0.25}), snn(label="c", rates={"b": 1.0})])
+    assert table["layer"].tolist() == ["z", "b"]
+    assert table["a"].tolist() == [0.5, 0.25]
+    assert table["c"].fillna(-1).tolist() == [-1, 1.0]
+
+
+def test_frames_read_back_from_a_file_give_the_same_tables(tmp_path):
+    network = snn()
+    network.evaluation.to_csv(tmp_path / "metrics.csv", index=False)
+    for empty_as_text in (True, False):
+        frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=not empty_as_text)
+        read = NetworkReport(network.label, "snn", "convert", "digits", "test", frame, None)
+        pd.testing.assert_frame_equal(accuracy_table([read]), accuracy_table([network]))
+        pd.testing.assert_frame_equal(firing_rate_table([read]), firing_rate_table([network]))
+
+
+def test_markdown_is_known():
+    table = pd.DataFrame({"network": ["a|<b>", "c"], "accuracy (%)": [1.0, math.nan]})
+    assert markdown(table) == "| network | accuracy (%) |\n| :--- | ---: |\n| a\\|&lt;b> | 1.00 |\n| c | – |\n"
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_report_has_the_figures_and_stands_alone(mix, tmp_path):
+    networks, figures = MIXES[mix]
+    write_report("A <title>", networks, PROVENANCE, tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    reader = Page()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    assert reader.repeated_ids() == []
+    for network in networks:
+        assert network.label in reader.text
+    for artifact in PROVENANCE:
+        assert artifact.name in reader.text
+        assert artifact.config in reader.text
+        assert artifact.digest[:12] in reader.text
+    assert "A <title>" in reader.text
+    assert "://" not in page and "<script" not in page and "<b>" not in page
+    assert not re.findall(r'(?:src|href)="(?!#)|url\((?!#)', page)
+    drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(drawings) == len(figures)
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+        known = set(re.findall(r'id="([^"]+)"', drawing))
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', drawing)) <= known
+
+
+def test_accuracy_axis_shows_where_networks_end():
+    draw = FIGURES["accuracy"].draw
+    close = draw([ann(0.99), snn([0.1, 0.5, 0.97, 0.985])]).axes[0].get_ylim()
+    assert 70 < close[0] < 97 and 99 < close[1] < 102
+    apart = draw([ann(0.99), snn([0.1, 0.2])]).axes[0].get_ylim()
+    assert apart[0] < 10
+
+
+def test_legend_names_every_network_with_its_accuracy():
+    figure = FIGURES["accuracy"].draw([snn([0.5, 0.875]), ann(0.9875)])
+    texts = [text.get_text().split("\u2002") for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == [["98.75 %", "ann"], ["87.50 %", "convert-max"]]
+
+
+def test_a_network_keeps_its_colour_in_every_figure():
+    networks = [ann(), snn(label="a"), snn(label="b", rates={"other": 0.5})]
+    curves = [line.get_color() for line in FIGURES["accuracy"].draw(networks).axes[0].lines[1:]]
+    rates = FIGURES["firing_rates"].draw(networks).axes
+    assert curves == [to_hex(axes.patches[0].get_facecolor()) for axes in rates]
+    assert len(set(curves)) == 2
+
+
+def test_two_runs_write_the_same_files(tmp_path):
+    networks, _ = MIXES["everything"]
+    for run in ("one", "two"):
+        write_report("Report", networks, PROVENANCE, tmp_path / run)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == [
+        "accuracy.csv", "accuracy.md", "accuracy.png", "accuracy_by_step.csv", "firing_rates.csv", "firing_rates.md",
+        "firing_rates.png", "index.html", "training.png",
+    ]  # fmt: skip
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_nothing_to_report_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="hybridsnn evaluate"):
+        write_report("Report", [], [], tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+class Page(HTMLParser):
+    """Reads a page; an element closed out of turn fails, one left open stays in `open`."""
+
+    VOID = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.ids = [], "", Counter()
+
+    def handle_starttag(self, tag, attributes):
+        self.ids.update(value for name, value in attributes if name == "id")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.ids.update(value for name, value in attributes if name == "id")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def repeated_ids(self):
+        return [name for name, count in self.ids.items() if count > 1]
