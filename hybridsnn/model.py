@@ -1,8 +1,7 @@
 """A spiking network as a whole: an encoder, a body in which only neurons see time, an accumulating readout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,8 +13,7 @@ from hybridsnn.neurons import SpikingNeuron, TemporalModule
 Observer = Callable[[str, Tensor], None]
 
 
-@dataclass(frozen=True)
-class ModelState:
+class ModelState(NamedTuple):
     """What a network carries from one chunk of time to the next."""
 
     modules: dict[str, Any]  # by name: NeuronState, or the mask of a dropout

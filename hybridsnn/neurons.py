@@ -9,6 +9,7 @@ from hybridsnn.errors import ConfigError
 from hybridsnn.kernels import Surrogate, scan
 
 NEVER = 1000  # a neuron that has not fired yet counts as having fired this many steps before the first (STDB)
+SMALLEST_THRESHOLD = 1e-3  # what a learned threshold is kept above
 RESETS = {"soft": "subtract the threshold", "hard": "set the membrane to 0"}
 
 
@@ -76,6 +77,12 @@ class SpikingNeuron(TemporalModule):
             kernel=self.kernel,
         )
         return spikes, NeuronState(membrane, since_spike)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring a learned threshold back above 0 and a learned leak back into [0, 1], to the nearest value."""
+        self.threshold.clamp_(min=SMALLEST_THRESHOLD)
+        self.leak.clamp_(0, 1)
 
     def extra_repr(self) -> str:
         shape = "layer" if self.threshold.dim() == 0 else f"{self.threshold.numel()} channels"

@@ -1,6 +1,5 @@
 """The networks that can be trained and converted, by name."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -58,24 +57,7 @@ class NetworkSpec:
                 f"network: '{self.name}' got pictures of {self.input_shape[1]}x{self.input_shape[2]}, "
                 f"needs at least {entry.smallest}x{entry.smallest}; choose a smaller network or a larger --image-size"
             )
-        network = entry.build(self)
-        initialise(network)
-        return network
-
-
-def initialise(network: nn.Module) -> None:
-    """The hybrid paper's start: conv N(0, sqrt(2 / (k^2 c_out))), linear N(0, 0.01) where there is no bias.
-
-    Linear layers with biases, and those beside batch norm's scale, keep PyTorch's own start.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-            nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear) and module.bias is None:
-            nn.init.normal_(module.weight, 0.0, 0.01)
+        return entry.build(self)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from hybridsnn.networks.initialisation import initialise
+
 BLOCKS = {
     "resnet8": (1, 1, 0, 0),
     "resnet12": (1, 1, 1, 1),
@@ -89,6 +91,7 @@ class ResNet(nn.Module):
             self.stages = nn.Sequential(*stages)
             height, breadth = height // size[0], breadth // size[1]
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(inputs * height * breadth, classes, bias=False))
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[B, C, H, W]` to logits `[B, classes]`."""

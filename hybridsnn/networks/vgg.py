@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from hybridsnn.networks.initialisation import initialise
+
 POOL = "A"
 PLANS: dict[str, tuple[int | str, ...]] = {
     "vgg5": (64, POOL, 128, 128, POOL),
@@ -68,6 +70,7 @@ class VGG(nn.Module):
             nn.Dropout(classifier_dropout),
             nn.Linear(hidden, classes, bias=False),
         )
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[B, C, H, W]` to logits `[B, classes]`."""

@@ -1,0 +1,15 @@
+"""How the hybrid paper's networks start."""
+
+import math
+
+from torch import nn
+
+
+def initialise(network: nn.Module) -> None:
+    """Convolutions N(0, sqrt(2 / (k^2 c_out))), linear layers N(0, 0.01); for networks without biases."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan))
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)

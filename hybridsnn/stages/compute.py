@@ -1,0 +1,35 @@
+"""Where stages compute: Lightning Fabric on the device and at the precision asked for."""
+
+import warnings
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+
+from hybridsnn.errors import ConfigError
+from hybridsnn.stages.base import Work
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+PRECISION = "What synapses compute in; membranes and master weights stay in 32 bits."
+
+
+def fabric_for(work: Work, precision: Precision = "32-true") -> Fabric:
+    """Fabric on the device of the environment, noted for the manifest.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    accelerator, _, index = work.environment.device.partition(":")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on other devices that could be used
+            fabric = Fabric(
+                accelerator=accelerator, devices=[int(index)] if index else 1, precision=precision
+            )
+    except Exception as error:  # Fabric raises many kinds for a device that is not there
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"device: got '{work.environment.device}', {reason}; allowed: auto, cpu, cuda, cuda:N") from None
+    work.device = str(fabric.device)
+    if fabric.device.type == "cuda":
+        work.device = f"{fabric.device} ({torch.cuda.get_device_name(fabric.device)})"
+    return fabric

@@ -1,0 +1,122 @@
+"""Pictures for stages: opened once, split the same way every time, checked against those a network was made with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from hybridsnn.artifacts import Artifact, lineage
+from hybridsnn.config import Choice, StageConfig, hash_of
+from hybridsnn.data import AUGMENTATIONS, DATASETS, Batches, ImageData, load, split_validation
+from hybridsnn.errors import ArtifactError, DataError
+from hybridsnn.stages.base import Environment, Work
+from hybridsnn.stages.networks import ImageDescription
+
+FOLDERS = ("imagefolder", "imagenet")  # data sets that are whatever folder they are given
+
+
+class ImageSettings(StageConfig):
+    """Which pictures a network is made for; later stages take them over from its artifact."""
+
+    dataset: Annotated[str, Choice(DATASETS, "dataset")] = Field("digits", description="Data set.")
+    image_size: int | None = Field(None, gt=0, description="Side of the pictures in pixels; unset: the data set's own.")
+    validation: float = Field(
+        0.1, ge=0, lt=1, description="Share of the training images kept back to choose the best epoch; 0: none."
+    )
+    augmentation: Annotated[str, Choice(AUGMENTATIONS, "augmentation")] | None = Field(
+        None, description="Random changes to training images; unset: the data set's own."
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+
+
+def outside(config: StageConfig, environment: Environment) -> Mapping[str, str]:
+    """What identifies the pictures beside the settings: the folder's name, where the folder is the data set."""
+    if isinstance(config, ImageSettings) and config.dataset in FOLDERS and environment.data is not None:
+        return {"folder": hash_of(environment.data.expanduser().resolve().name)}
+    return {}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """An opened data set, described so that it can be opened the same way again."""
+
+    data: ImageData
+    description: ImageDescription
+
+    def training(self, batch_size: int, seed: int, augmentation: str | None = None) -> Batches:
+        """Shuffled, augmented training batches."""
+        train, _ = self._split()
+        return Batches(
+            self.data.train,
+            train,
+            self.description.preprocessing(),
+            batch_size,
+            augmentation=augmentation or self.description.augmentation,
+            seed=seed,
+        )
+
+    def measuring(self, split: str, batch_size: int) -> Batches:
+        """The images of `train`, `validation` or `test` in order, without augmentation."""
+        train, validation = self._split()
+        images = self.data.test if split == "test" else self.data.train
+        whole, _ = split_validation(self.data.test.labels, 0.0, 0)
+        positions = {"train": train, "validation": validation, "test": whole}[split]
+        return Batches(images, positions, self.description.preprocessing(), batch_size)
+
+    def _split(self):  # type: ignore[no-untyped-def]
+        return split_validation(
+            self.data.train.labels, self.description.validation, self.description.split_seed
+        )
+
+
+def open_new(settings: ImageSettings, work: Work) -> Pictures:
+    """Open the data set that a first stage names, and note it for the manifest."""
+    entry = DATASETS[settings.dataset]
+    data = _load(settings.dataset, settings.image_size, work)
+    preprocessing = entry.preprocessing(data)
+    channels = data.train.shape[0]
+    if channels != len(preprocessing.mean):
+        raise DataError(f"dataset: '{data.name}' has {channels} channels, its normalisation {len(preprocessing.mean)}")
+    description = ImageDescription(
+        dataset=settings.dataset,
+        image_size=preprocessing.size,
+        mean=list(preprocessing.mean),
+        std=list(preprocessing.std),
+        classes=list(data.classes),
+        validation=settings.validation,
+        split_seed=settings.seed,
+        augmentation=settings.augmentation or entry.augmentation,
+    )
+    return Pictures(data, description)
+
+
+def open_again(description: ImageDescription, work: Work) -> Pictures:
+    """Open the data set that a network was made with.
+
+    Raises:
+        ArtifactError: if its content is no longer the same.
+    """
+    data = _load(description.dataset, description.image_size, work)
+    for artifact in _ancestors(work):
+        mark = artifact.manifest.data
+        if mark is not None and mark.fingerprint != data.fingerprint:
+            place = f" in {work.environment.data}" if work.environment.data else ""
+            raise ArtifactError(
+                f"data: {artifact.path} was made with {mark.name} ({mark.fingerprint[:12]}); {data.name}{place} "
+                f"now is {data.fingerprint[:12]}; give the same folder with --data"
+            )
+    return Pictures(data, description)
+
+
+def _load(dataset: str, size: int | None, work: Work) -> ImageData:
+    environment = work.environment
+    folder: Path | None = environment.data
+    data = load(dataset, folder=folder, download=environment.download, size=size)
+    work.data = (data.name, data.fingerprint)
+    return data
+
+
+def _ancestors(work: Work) -> list[Artifact]:
+    return [artifact for parent in work.parents for artifact in lineage(parent)]

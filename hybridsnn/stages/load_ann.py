@@ -1,0 +1,104 @@
+"""`load-ann`: bring in a network that was trained elsewhere."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hybridsnn.artifacts import sha256_of
+from hybridsnn.config import StageConfig
+from hybridsnn.errors import ConfigError
+from hybridsnn.networks import NETWORKS, NetworkSpec, external
+from hybridsnn.registry import unknown
+from hybridsnn.stages import images
+from hybridsnn.stages.base import Environment, Stage, Work
+from hybridsnn.stages.networks import ModelDescription, mismatch, save_network
+
+
+class LoadConfig(images.ImageSettings):
+    """Reads weights from a file and checks that they fit the network exactly.
+
+    The network is one of `hybridsnn list networks`, or `timm:NAME`, or `torchvision:NAME`. The file is a safetensors
+    file or a `state_dict` saved by PyTorch; nothing in it is executed. Name the data set the network was trained on:
+    later stages calibrate and evaluate with it.
+    """
+
+    network: str = Field("digits-cnn", description="Network: of the registry, timm:NAME or torchvision:NAME.")
+    batch_norm: bool = Field(False, description="Whether a network of the registry has batch norm.")
+    width: float = Field(1.0, gt=0, description="Factor on all channels of a network of the registry.")
+    weights: Path | None = Field(
+        None, description="File with the weights (.safetensors, .pt, .pth).", json_schema_extra={"location": True}
+    )
+
+
+def outside(config: StageConfig, environment: Environment) -> Mapping[str, str]:
+    """The content of the file of weights identifies the result, wherever it lies."""
+    hashes = dict(images.outside(config, environment))
+    path = cast(LoadConfig, config).weights
+    if path is not None and path.is_file():
+        hashes["weights"] = sha256_of(path)
+    return hashes
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file or a saved `state_dict`, which may lie under "state_dict" or "model".
+
+    Raises:
+        ConfigError: if there is no such file or it holds something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"load-ann.weights: {path} is not a file; give a .safetensors, .pt or .pth file")
+    try:
+        values: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"load-ann.weights: {path} cannot be read as weights ({reason})") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
+            values = values[wrapper]
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise ConfigError(f"load-ann.weights: {path} holds no state_dict; save one with torch.save(net.state_dict())")
+    return dict(values)
+
+
+def run(work: Work) -> None:
+    """Load, check and save; see `LoadConfig`."""
+    config = cast(LoadConfig, work.config)
+    if config.weights is None:
+        raise ConfigError("load-ann.weights: is required; name a .safetensors, .pt or .pth file")
+    if config.network not in NETWORKS and not external.is_external(config.network):
+        raise unknown("load-ann.network", config.network, [*NETWORKS, "timm:NAME", "torchvision:NAME"])
+    weights = read_weights(config.weights)
+    pictures = images.open_new(config, work)
+    size = pictures.description.image_size
+    spec = NetworkSpec(
+        config.network,
+        (pictures.data.train.shape[0], size, size),
+        len(pictures.data.classes),
+        batch_norm=config.batch_norm,
+        width=config.width,
+    )
+    network = spec.build()
+    if problem := mismatch(network, weights):
+        raise ConfigError(f"load-ann.weights: {config.weights}: {problem}")
+    network.load_state_dict(weights)
+    save_network(work.folder, ModelDescription(network=spec.spec(), images=pictures.description), network)
+
+
+STAGE = Stage(
+    name="load-ann",
+    summary="Bring in a trained network from elsewhere.",
+    config=LoadConfig,
+    consumes=(),
+    produces="ann",
+    run=run,
+    folder=lambda config, parents: "load-ann",
+    outside=outside,
+    example="hybridsnn load-ann --network lenet5 --dataset mnist --weights lenet5.safetensors",
+)

@@ -1,0 +1,172 @@
+"""Networks in artifacts: `model.json` says how to build one, `model.safetensors` holds its weights. Never pickle."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hybridsnn.artifacts import Artifact, write_json
+from hybridsnn.conversion import spiking_body
+from hybridsnn.data import Preprocessing
+from hybridsnn.encoders import Encoder
+from hybridsnn.errors import ArtifactError
+from hybridsnn.model import SpikingModel
+from hybridsnn.networks import NetworkSpec
+
+MODEL, WEIGHTS, METRICS = "model.json", "model.safetensors", "metrics.csv"
+COLUMNS = ("stage", "split", "epoch", "step", "layer", "metric", "value")
+
+
+class _Description(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageDescription(_Description):
+    """Which pictures a network was made for, and how they reach it.
+
+    Attributes:
+        dataset: in `DATASETS`.
+        image_size: side in pixels.
+        mean, std: of the normalisation, per channel.
+        classes: their names.
+        validation: share of the training images that training never sees.
+        split_seed: of that split.
+        augmentation: of the training images.
+    """
+
+    dataset: str
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    classes: list[str]
+    validation: float
+    split_seed: int
+    augmentation: str
+
+    def preprocessing(self) -> Preprocessing:
+        """What turns stored pictures into inputs."""
+        return Preprocessing(self.image_size, tuple(self.mean), tuple(self.std))
+
+
+class SpikingDescription(_Description):
+    """What turns the network into a spiking one.
+
+    Attributes:
+        encoder: see `Encoder.spec`.
+        timesteps: T, unless an evaluation asks for another.
+        granularity, reset, initial_potential, max_pool: see `spiking_body`.
+    """
+
+    encoder: dict[str, Any]
+    timesteps: int
+    granularity: str
+    reset: str
+    initial_potential: float
+    max_pool: str
+
+
+class ModelDescription(_Description):
+    """The content of `model.json`; `spiking` is None for an ANN."""
+
+    network: dict[str, Any]
+    images: ImageDescription
+    spiking: SpikingDescription | None = None
+
+    def build(self) -> nn.Module:
+        """The ANN with fresh weights, or the spiking network with thresholds of 1."""
+        spec = NetworkSpec.from_spec(self.network)
+        network = spec.build()
+        if self.spiking is None:
+            return network
+        body = spiking_body(
+            network,
+            spec.input_shape,
+            granularity=self.spiking.granularity,
+            reset=self.spiking.reset,
+            initial_potential=self.spiking.initial_potential,
+            max_pool=self.spiking.max_pool,
+        )
+        return SpikingModel(body, Encoder(**self.spiking.encoder))
+
+
+def save_network(folder: Path, description: ModelDescription, network: nn.Module) -> None:
+    """Write a network into an artifact that is being made."""
+    write_json(folder / MODEL, description.model_dump(mode="json"))
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in network.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS)
+
+
+def describe(artifact: Artifact) -> ModelDescription:
+    """The description of a network in an artifact.
+
+    Raises:
+        ArtifactError: if it is not one that this version understands.
+    """
+    try:
+        return ModelDescription.model_validate_json(artifact.file(MODEL).read_text(encoding="utf-8"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or MODEL
+        raise ArtifactError(f"{artifact.path / MODEL}: {place}: {problem['msg']}") from None
+
+
+def load_network(artifact: Artifact) -> tuple[nn.Module, ModelDescription]:
+    """Build an artifact's network and load its weights: an ANN, or a `SpikingModel`.
+
+    Raises:
+        ArtifactError: if weights are missing, left over or misshapen.
+    """
+    description = describe(artifact)
+    network = description.build()
+    path = artifact.file(WEIGHTS)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: not a safetensors file ({error})") from None
+    if problem := mismatch(network, weights):
+        raise ArtifactError(f"{path}: {problem}")
+    network.load_state_dict(weights)
+    return network.eval(), description
+
+
+def mismatch(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
+    """How weights differ from those that a network needs, in one line; None if they fit exactly."""
+    needed = network.state_dict()
+    groups = {
+        "missing": [name for name in needed if name not in weights],
+        "not in the network": [name for name in weights if name not in needed],
+        "of another shape": [
+            f"{name} (got {list(weights[name].shape)}, needs {list(tensor.shape)})"
+            for name, tensor in needed.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    parts = [f"{len(names)} {group}: {', '.join(names)}" for group, names in groups.items() if names]
+    return "weights do not match the network; " + "; ".join(parts) if parts else None
+
+
+def encoder_for(name: str, preprocessing: Preprocessing) -> Encoder:
+    """An encoder whose unit is the largest pixel that can occur, so that no rate code saturates.
+
+    A power of two, so that the weights of a network are rescaled exactly.
+    """
+    bound = 1.0 if name == "direct" else 2.0 ** math.ceil(math.log2(preprocessing.bound))
+    return Encoder(name, scale=max(1.0, bound))
+
+
+def write_metrics(folder: Path, stage: str, split: str, rows: list[dict[str, Any]]) -> None:
+    """Write rows of metrics in the long form; a row's own `split` comes before the one given."""
+    frame = pd.DataFrame([{"stage": stage, "split": split, **row} for row in rows], columns=list(COLUMNS))
+    whole = {column: frame[column].astype("Int64") for column in ("epoch", "step")}
+    frame.assign(**whole).to_csv(folder / METRICS, index=False)
+
+
+def read_metrics(artifact: Artifact) -> pd.DataFrame:
+    """An artifact's metrics in the long form."""
+    return pd.read_csv(artifact.file(METRICS))
+

@@ -1,0 +1,291 @@
+"""The neuron scan: its definition against a loop over single neurons, every kernel against its definition."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hybridsnn.errors import ConfigError
+from hybridsnn.kernels import KERNELS, scan
+from hybridsnn.neurons import NEVER, RESETS, SpikingNeuron
+from hybridsnn.surrogates import SURROGATES, Surrogate
+
+SHAPES = [(1, 1, 1), (7, 1, 63), (3, 5, 205), (4, 2, 1025), (6, 2, 3, 5, 7), (5, 3, 1, 4, 3), (4, 2, 8, 1, 1)]
+GRANULARITIES = ["layer", "channel", "neuron"]
+MEMORY = ["contiguous", "channels-last", "constant in time"]
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """What `torch.empty` hands out is NaN (or the largest integer), so that a value nobody wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(4).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@dataclass
+class Case:
+    """Inputs of a scan, and the gradients that enter its outputs."""
+
+    current: Tensor
+    threshold: Tensor
+    leak: Tensor
+    membrane: Tensor
+    since_spike: Tensor
+    into_spikes: Tensor
+    into_membrane: Tensor
+
+    @classmethod
+    def random(cls, shape: tuple[int, ...], granularity: str, memory: str, seed: int = 0) -> "Case":
+        random = torch.Generator().manual_seed(seed)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=random, dtype=torch.float64)
+
+        def parameter(low: float, high: float) -> Tensor:
+            size = {"layer": (), "channel": shape[2:3], "neuron": shape[2:]}[granularity]
+            return low + (high - low) * torch.rand(size, generator=random, dtype=torch.float64)
+
+        current = normal(*shape) + 0.3
+        if memory == "constant in time":
+            current = current[:1].expand(shape)
+        elif memory == "channels-last" and len(shape) == 5:
+            current = current.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2])
+        since = torch.randint(1, 40, shape[1:], generator=random, dtype=torch.int32)
+        since[torch.rand(shape[1:], generator=random) < 0.3] = NEVER
+        return cls(
+            current, parameter(0.4, 1.5), parameter(0.3, 1.0), normal(*shape[1:]), since, normal(*shape),
+            normal(*shape[1:]),
+        )  # fmt: skip
+
+    def run(self, kernel: str, reset: str, surrogate: Surrogate | None) -> dict[str, Tensor]:
+        """Outputs, final state and every gradient, by name."""
+        floats = {
+            name: getattr(self, name).detach().requires_grad_() for name in ("current", "threshold", "leak", "membrane")
+        }
+        spikes, membrane, since = scan(
+            **floats, since_spike=self.since_spike, hard_reset=reset == "hard", surrogate=surrogate, kernel=kernel
+        )
+        results = {"spikes": spikes, "final membrane": membrane, "final since_spike": since}
+        loss = (spikes * self.into_spikes).sum() + (membrane * self.into_membrane).sum()
+        if surrogate is not None:
+            gradients = torch.autograd.grad(loss, list(floats.values()))
+            results |= {f"gradient of {name}": value for name, value in zip(floats, gradients, strict=True)}
+        return {name: value.detach() for name, value in results.items()}
+
+
+def slope_of(surrogate: str, potential: float, threshold: float, since: int) -> float:
+    """ds/dU as METHODS of each paper states it."""
+    distance = abs(potential / threshold - 1)
+    return {
+        "spike-time": 0.3 / threshold * math.exp(-0.01 * since),
+        "linear": 0.3 / threshold * max(0.0, 1 - distance),
+        "exponential": math.exp(-abs(potential - threshold)),
+        "triangle": max(0.0, 1 - abs(potential - threshold)),
+    }[surrogate]
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_the_definition_is_the_equations(surrogate: str, reset: str) -> None:
+    """One neuron at a time, in Python's own numbers: forward recursion, then the error's recursion backward."""
+    steps, batch, neurons = shape = (9, 2, 6)
+    case = Case.random(shape, "neuron", "contiguous", seed=3)
+    results = case.run("reference", reset, SURROGATES[surrogate])
+    leak_gradient, threshold_gradient = np.zeros(neurons), np.zeros(neurons)
+    for b in range(batch):
+        for n in range(neurons):
+            level, leak, start = float(case.threshold[n]), float(case.leak[n]), float(case.membrane[b, n])
+            since = int(case.since_spike[b, n])
+            rest, potentials, spikes, slopes, rests = start, [], [], [], [start]
+            for t in range(steps):
+                potential = leak * rest + float(case.current[t, b, n])
+                slopes.append(slope_of(surrogate, potential, level, since))
+                spike = float(potential >= level)
+                rest = potential * (1 - spike) if reset == "hard" else potential - level * spike
+                since = 1 if spike else since + 1
+                potentials.append(potential)
+                spikes.append(spike)
+                rests.append(rest)
+            assert spikes == results["spikes"][:, b, n].tolist()
+            assert rest == pytest.approx(float(results["final membrane"][b, n]), abs=1e-12)
+            assert since == results["final since_spike"][b, n]
+            carried = float(case.into_membrane[b, n])
+            for t in reversed(range(steps)):
+                fresh = float(case.into_spikes[t, b, n]) * slopes[t]
+                total = fresh + carried * (1 - spikes[t] if reset == "hard" else 1)
+                threshold_gradient[n] -= fresh + (carried * spikes[t] if reset == "soft" else 0)
+                leak_gradient[n] += total * rests[t]
+                assert total == pytest.approx(float(results["gradient of current"][t, b, n]), abs=1e-12)
+                carried = leak * total
+            assert carried == pytest.approx(float(results["gradient of membrane"][b, n]), abs=1e-12)
+    assert results["spikes"].mean() > 0.1
+    np.testing.assert_allclose(results["gradient of threshold"], threshold_gradient, atol=1e-12)
+    np.testing.assert_allclose(results["gradient of leak"], leak_gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize("surrogate", [None, *SURROGATES])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_is_the_definition(
+    kernel: str, granularity: str, memory: str, reset: str, surrogate: str | None
+) -> None:
+    """From a state in the middle of a run, over odd sizes and both sides of a block's boundary."""
+    for shape in SHAPES:
+        case = Case.random(shape, granularity, memory)
+        chosen = None if surrogate is None else SURROGATES[surrogate]
+        expected, got = case.run("reference", reset, chosen), case.run(kernel, reset, chosen)
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                got[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, n=name, s=shape: f"{n} of {s}: {text}"
+            )
+        assert got["final since_spike"].dtype == torch.int32
+        assert set(got["spikes"].unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_spikes_in_single_precision_are_exact_where_sums_are(kernel: str, reset: str, memory: str) -> None:
+    for shape in SHAPES:
+        case = Case.random(shape, "channel", memory)
+        expand = case.current[:1].shape if memory == "constant in time" else shape
+        for name in ("current", "threshold", "membrane"):
+            value = getattr(case, name)
+            setattr(case, name, (value * 256).round() / 256)
+        case.current = case.current[: expand[0]].expand(shape)
+        case.leak = torch.full((), 0.5)
+        wide = case.run("reference", reset, None)
+        for name in ("current", "threshold", "leak", "membrane"):
+            setattr(case, name, getattr(case, name).float())
+        narrow = case.run(kernel, reset, None)
+        assert torch.equal(narrow["spikes"], wide["spikes"].float())
+        assert torch.equal(narrow["final membrane"], wide["final membrane"].float())
+        assert torch.equal(narrow["final since_spike"], wide["final since_spike"])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_in_single_precision(kernel: str) -> None:
+    case = Case.random((6, 2, 3, 5, 7), "channel", "channels-last")
+    wide = {name: case.run("reference", "soft", surrogate) for name, surrogate in SURROGATES.items()}
+    for name in ("current", "threshold", "leak", "membrane", "into_spikes", "into_membrane"):
+        setattr(case, name, getattr(case, name).float())
+    for name, surrogate in SURROGATES.items():
+        narrow = case.run(kernel, "soft", surrogate)
+        for key, value in wide[name].items():
+            if key.startswith("gradient"):
+                torch.testing.assert_close(narrow[key].double(), value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_charge_is_conserved(kernel: str, shape: tuple[int, ...]) -> None:
+    """Soft reset, no leak: what flowed in left with the spikes or is still in the membrane."""
+    case = Case.random(shape, "layer", "contiguous")
+    case.leak = torch.ones((), dtype=torch.float64)
+    results = case.run(kernel, "soft", None)
+    spent = case.threshold * results["spikes"].sum(0) + results["final membrane"] - case.membrane
+    torch.testing.assert_close(case.current.sum(0), spent, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [2.0**-20, 0.5, 8.0, 2.0**30])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_common_power_of_two_changes_no_spike(kernel: str, reset: str, factor: float) -> None:
+    """Relative surrogates scale as a derivative must: by one over the factor, for the same gradient into spikes."""
+    relative = {name: surrogate for name, surrogate in SURROGATES.items() if surrogate.relative}
+    assert relative
+    for surrogate in relative.values():
+        case = Case.random((9, 2, 63), "channel", "contiguous")
+        for name in ("current", "threshold", "leak", "membrane"):
+            setattr(case, name, getattr(case, name).float())
+        case.into_membrane.zero_()
+        before = case.run(kernel, reset, surrogate)
+        for name in ("current", "threshold", "membrane"):
+            setattr(case, name, getattr(case, name) * factor)
+        after = case.run(kernel, reset, surrogate)
+        assert torch.equal(after["spikes"], before["spikes"])
+        assert torch.equal(after["final membrane"], before["final membrane"] * factor)
+        torch.testing.assert_close(after["gradient of current"] * factor, before["gradient of current"])
+        torch.testing.assert_close(after["gradient of leak"], before["gradient of leak"])
+
+
+def counts(currents: Tensor, threshold: float, timesteps: int, kernel: str, start: float = 0.0) -> Tensor:
+    """Spikes of neurons with currents `[N]` that never change, in so many steps."""
+    spikes, _, _ = scan(
+        currents.expand(timesteps, 1, -1),
+        torch.tensor(threshold, dtype=currents.dtype),
+        torch.ones((), dtype=currents.dtype),
+        torch.full((1, len(currents)), start, dtype=currents.dtype),
+        torch.full((1, len(currents)), NEVER, dtype=torch.int32),
+        kernel=kernel,
+    )
+    return spikes.sum(0)[0]
+
+
+def test_the_error_of_a_rate_falls_with_one_over_time() -> None:
+    threshold = 0.7
+    currents = threshold * torch.rand(997, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = [2**power for power in range(3, 13)]
+    errors = [float((counts(currents, threshold, t, "auto") * threshold / t - currents).abs().max()) for t in times]
+    assert all(error <= threshold / t for t, error in zip(times, errors, strict=True))
+    order, _ = np.polyfit(np.log(times), np.log(errors), 1)
+    assert -1.1 <= order <= -0.9
+
+
+@pytest.mark.parametrize("timesteps", [1, 4, 7, 32])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_half_a_threshold_to_start_with_rounds_the_rate(kernel: str, timesteps: int) -> None:
+    """The spike count of a constant current z is clip(floor(z T / threshold + 1/2), 0, T), at ties too."""
+    currents = torch.arange(-64, 192) / 64
+    expected = (currents.double() * timesteps / 1.5 + 0.5).floor().clamp(0, timesteps)
+    assert torch.equal(counts(currents, 1.5, timesteps, kernel, start=0.75).double(), expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_half_precision_currents_have_single_precision_membranes(kernel: str) -> None:
+    current = torch.full((300, 1, 5), 1 / 128, dtype=torch.bfloat16)
+    neuron = SpikingNeuron(kernel=kernel)
+    spikes, state = neuron(current)
+    assert spikes.dtype == torch.bfloat16 and state.membrane.dtype == torch.float32
+    assert spikes.sum(0).tolist() == [[2.0] * 5]  # 300 / 128; in bfloat16 the membrane would stick below 1
+    assert state.membrane.tolist() == [[300 / 128 - 2] * 5]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_without_a_surrogate_or_a_gradient_nothing_is_kept(kernel: str) -> None:
+    current = torch.rand(3, 2, 4, requires_grad=True)
+    neuron = SpikingNeuron(kernel=kernel)
+    assert neuron(current, surrogate=SURROGATES["linear"])[0].requires_grad
+    assert not neuron(current)[0].requires_grad
+    with torch.no_grad():
+        assert not neuron(current, surrogate=SURROGATES["linear"])[0].requires_grad
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("channels", [None, 3])
+def test_a_neuron_starts_where_it_says(channels: int | None, reset: str) -> None:
+    neuron = SpikingNeuron(channels, reset=reset, initial_potential=0.5)
+    with torch.no_grad():
+        neuron.threshold.copy_(torch.tensor(2.0) if channels is None else torch.tensor([1.0, 2.0, 4.0]))
+    state = neuron.initial_state(torch.zeros(1, 2, 3, 4, 4))
+    assert (state.since_spike == NEVER).all()
+    expected = torch.tensor([1.0, 1.0, 1.0] if channels is None else [0.5, 1.0, 2.0])
+    assert torch.equal(state.membrane, expected.view(1, 3, 1, 1).expand(2, 3, 4, 4))
+
+
+def test_what_cannot_run_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"kernel: unknown 'numbs'. Did you mean 'numba'\?"):
+        SpikingNeuron(kernel="numbs")(torch.zeros(1, 1, 1))
+    with pytest.raises(ConfigError, match="kernel: 'numba' cannot run torch.float32 on meta"):
+        SpikingNeuron(kernel="numba").to("meta")(torch.zeros(1, 1, 1, device="meta"))
+    with pytest.raises(ConfigError, match="reset: unknown 'sofd'"):
+        SpikingNeuron(reset="sofd")

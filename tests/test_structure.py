@@ -1,0 +1,101 @@
+"""The house's order: imports point one way, and only `cli.py` prints, exits or knows the terminal."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hybridsnn
+
+ROOT = Path(hybridsnn.__file__).parent
+FLOORS = [
+    {"errors", "registry", "config", "artifacts", "kernels"},
+    {"surrogates", "neurons", "encoders"},
+    {"networks", "model"},
+    {"conversion", "learning", "data", "metrics", "exporters", "reporting"},
+    {"stages"},
+    {"pipeline"},
+    {"cli"},
+]
+FLOOR = {part: place for place, parts in enumerate(FLOORS) for part in parts}
+SIBLINGS = FLOORS[3]
+MODULES = sorted(ROOT.rglob("*.py"))
+TERMINAL = {"click", "rich"}
+
+
+def part_of(module: Path) -> str:
+    """The part of the house a file belongs to: a name of `FLOORS`, or "" for the package's own `__init__`."""
+    return module.relative_to(ROOT).parts[0].removesuffix(".py").replace("__init__", "")
+
+
+def parsed(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+def imports(module: Path) -> Iterator[tuple[str, str | None]]:
+    """(module, name) of every import, wherever it stands; name is None for `import module`."""
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module.name}: relative import"
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+def parts_imported(module: Path) -> Iterator[str]:
+    for path, name in imports(module):
+        names = path.split(".")
+        if names[0] == "hybridsnn":
+            if len(names) > 1:
+                yield names[1]
+            elif name in FLOOR:
+                yield str(name)
+
+
+def test_every_part_has_its_floor() -> None:
+    assert {part_of(module) for module in MODULES} - {"", *FLOOR} == set()
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_point_one_way(module: Path) -> None:
+    part = part_of(module)
+    for imported in parts_imported(module):
+        if imported == part:
+            continue
+        assert part, "the package's __init__ imports nothing, so that the command line starts fast"
+        assert FLOOR[imported] <= FLOOR[part], f"{part} imports {imported} from a floor above"
+        assert not (part in SIBLINGS and imported in SIBLINGS), f"{part} imports its sibling {imported}"
+        assert not (part in {"errors", "registry"} and imported in FLOORS[0] - {"errors"})
+        assert not (part == "kernels" and imported in {"config", "artifacts"})
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_only_the_top_touches_disk_and_terminal(module: Path) -> None:
+    part = part_of(module)
+    if part not in {"artifacts", "stages", "pipeline", "cli"}:
+        # Reporting may name the type of what it reads; making and finding artifacts is for the stages.
+        used = {name for path, name in imports(module) if path == "hybridsnn.artifacts"}
+        used |= {"artifacts" for path, name in imports(module) if (path, name) == ("hybridsnn", "artifacts")}
+        assert not used, f"{module.name} imports {used} of artifacts"
+    if part != "cli":
+        assert not {path.split(".")[0] for path, _ in imports(module)} & TERMINAL
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"print", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write"}
+            assert not (isinstance(node, ast.Name) and node.id == "SystemExit")
+
+
+def test_imports_form_no_cycle() -> None:
+    """Between the parts of one floor too."""
+    edges = {
+        part: {imported for module in MODULES if part_of(module) == part for imported in parts_imported(module)} - {part}
+        for part in FLOOR
+    }
+    done: set[str] = set()
+    while len(done) < len(edges):
+        free = {part for part, needs in edges.items() if part not in done and needs <= done}
+        assert free, f"a cycle among {sorted(set(edges) - done)}"
+        done |= free
