@@ -58,7 +58,8 @@ class Simulation(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         inputs = [node for node in n.all_input_nodes if node.op != "get_attr"]
-        if n.op != "output" and not self.is_temporal(n) and inputs and self.constant.issuperset(inputs):
+        held_back = n.op == "output" or self.is_temporal(n) or _asks_shape(n)
+        if inputs and not held_back and self.constant.issuperset(inputs):
             self.constant.add(n)
         return super().run_node(n)
 
@@ -78,6 +79,8 @@ class Simulation(fx.Interpreter):
             if node.op == "get_attr" or not isinstance(value, Tensor):
                 return value
             if node in self.constant:
+                if _asks_shape(n):
+                    return value[:1].expand(self.timesteps * self.batch, *value.shape[1:])
                 value = value.unsqueeze(0).expand(self.timesteps, *value.shape)
                 return value if temporal else value.flatten(0, 1)
             return value.unflatten(0, (self.timesteps, self.batch)) if temporal else value
@@ -93,6 +96,11 @@ class Simulation(fx.Interpreter):
         if self.observe is not None and isinstance(module, SpikingNeuron):
             self.observe(target, values)
         return values.flatten(0, 1)
+
+
+def _asks_shape(node: fx.Node) -> bool:
+    """Whether a node asks for the shape of a value: the answer may be applied to one that changes in time."""
+    return node.target in ("size", getattr)
 
 
 class SpikingModel(nn.Module):

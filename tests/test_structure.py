@@ -75,7 +75,6 @@ def test_imports_point_one_way(module: Path) -> None:
 def test_only_the_top_touches_disk_and_terminal(module: Path) -> None:
     part = part_of(module)
     if part not in {"artifacts", "stages", "pipeline", "cli"}:
-        # Reporting may name the type of what it reads; making and finding artifacts is for the stages.
         used = {name for path, name in imports(module) if path == "hybridsnn.artifacts"}
         used |= {"artifacts" for path, name in imports(module) if (path, name) == ("hybridsnn", "artifacts")}
         assert not used, f"{module.name} imports {used} of artifacts"

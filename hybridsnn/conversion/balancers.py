@@ -237,5 +237,7 @@ BALANCERS = {
         simulates=True,
     ),
     "activation-max": Balancer("the largest activation of the ANN; nothing is simulated", maximum_activation),
-    "percentile": Balancer("a percentile of the ANN's non-zero activations, robust to outliers", percentile_of_activations),
+    "percentile": Balancer(
+        "a percentile of the ANN's non-zero activations, robust to outliers", percentile_of_activations
+    ),
 }

@@ -144,7 +144,7 @@ def _fold_batch_norm(body: fx.GraphModule) -> None:
                 f"network: batch norm '{node.target}' does not follow a convolution or linear layer of its own, "
                 "so it cannot be folded; put it right after one"
             )
-        if norm.running_mean is None:
+        if norm is not None and norm.running_mean is None:
             raise ConversionError(
                 f"network: batch norm '{node.target}' keeps no running statistics; train with track_running_stats=True"
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hybridsnn.conversion.preparation import BATCH_NORMS, SYNAPSES, is_sum, module_of
-from hybridsnn.conversion.replacement import Weighting, alignments, source_of, summands
+from hybridsnn.conversion.replacement import Weighting, alignments, summands
 from hybridsnn.errors import ConversionError
 from hybridsnn.neurons import SpikingNeuron
 

@@ -93,7 +93,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
         Augmentation("shift", "moved by up to an eighth of the side; for digits", shift),
         Augmentation("affine", "rotated by 10 degrees, scaled and moved by 10 % at most; for digits", affine),
         Augmentation("crop-flip", "random crop with padding of an eighth of the side, mirrored or not", crop_flip),
-        Augmentation("resized-crop-flip", "random rectangle resized, mirrored or not; for large pictures",
-                     resized_crop_flip),
+        Augmentation(
+            "resized-crop-flip", "random rectangle resized, mirrored or not; for large pictures", resized_crop_flip
+        ),
     )
 }

@@ -110,8 +110,9 @@ def _resized(data: ImageData, size: int | None) -> ImageData:
 
 def _resized_images(images: Images, size: int) -> MemoryImages:
     chunks = torch.arange(len(images)).split(1024)  # bounds the working memory
-    pixels = [functional.interpolate(images.batch(chunk), (size, size), mode="bilinear", antialias=True)
-              for chunk in chunks]
+    pixels = [
+        functional.interpolate(images.batch(chunk), (size, size), mode="bilinear", antialias=True) for chunk in chunks
+    ]
     return MemoryImages(torch.cat(pixels), images.labels)
 
 

@@ -44,8 +44,9 @@ def load_folder(name: str, folder: Path, size: int | None, memory_limit: int | N
             f"Add {lacking}/{odd} or remove {there}/{odd}"
         )
 
-    listings = {split: [_pictures(name, folder, split, entry) for entry in train_classes]
-                for split in ("train", test_split)}
+    listings = {
+        split: [_pictures(name, folder, split, entry) for entry in train_classes] for split in ("train", test_split)
+    }
     side = size or shorter_side(folder / listings["train"][0][0])
     count = sum(len(files) for listing in listings.values() for files in listing)
     limit = _physical_memory() // 4 if memory_limit is None else memory_limit
@@ -54,8 +55,8 @@ def load_folder(name: str, folder: Path, size: int | None, memory_limit: int | N
     def images(listing: list[list[str]]) -> Images:
         files = [file for of_class in listing for file in of_class]
         labels = torch.repeat_interleave(torch.tensor([len(of_class) for of_class in listing]))
-        return MemoryImages(decode(folder, files, side), labels) if in_memory else FileImages(
-            folder, files, labels, side
+        return (
+            MemoryImages(decode(folder, files, side), labels) if in_memory else FileImages(folder, files, labels, side)
         )
 
     return image_data(name, images(listings["train"]), images(listings[test_split]), train_classes)

@@ -76,16 +76,23 @@ class Published:
         packed = [file for file in missing if (folder / f"{file}.gz").is_file()]
         reason = " ".join(str(error).split()) or type(error).__name__
         if missing and download:
-            return DataError(f"{self.name}: could not fetch {missing[0]} into {folder}: {reason}. "
-                             f"Put {', '.join(self.files)} there yourself")
+            return DataError(
+                f"{self.name}: could not fetch {missing[0]} into {folder}: {reason}. "
+                f"Put {', '.join(self.files)} there yourself"
+            )
         if packed and packed == missing:
-            return DataError(f"{self.name}: {folder} holds {packed[0]}.gz, expected it unpacked. Run: "
-                             f"gunzip --keep {folder}/*.gz (if the folder is read-only: in a copy, given as --data)")
+            return DataError(
+                f"{self.name}: {folder} holds {packed[0]}.gz, expected it unpacked. Run: "
+                f"gunzip --keep {folder}/*.gz (if the folder is read-only: in a copy, given as --data)"
+            )
         if missing:
-            return DataError(f"{self.name}: {folder} has no {missing[0]}; expected {', '.join(self.files)}. "
-                             f"Run: {command}")
-        return DataError(f"{self.name}: {folder} is damaged ({reason}); expected {', '.join(self.files)} as published. "
-                         f"Remove the folder and run: {command}")
+            return DataError(
+                f"{self.name}: {folder} has no {missing[0]}; expected {', '.join(self.files)}. Run: {command}"
+            )
+        return DataError(
+            f"{self.name}: {folder} is damaged ({reason}); expected {', '.join(self.files)} as published. "
+            f"Remove the folder and run: {command}"
+        )
 
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -31,8 +31,20 @@ def _spread(parameter, group, start, values):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, parallel=True)
-def _forward(current, threshold, threshold_group, leak, leak_group, membrane, since, hard, spikes, potentials,
-             final_membrane, final_since):  # type: ignore[no-untyped-def]  # fmt: skip
+def _forward(  # type: ignore[no-untyped-def]
+    current,
+    threshold,
+    threshold_group,
+    leak,
+    leak_group,
+    membrane,
+    since,
+    hard,
+    spikes,
+    potentials,
+    final_membrane,
+    final_since,
+):
     steps, neurons = spikes.shape
     for block in numba.prange((neurons + BLOCK - 1) // BLOCK):
         low = block * BLOCK
@@ -66,9 +78,27 @@ def _forward(current, threshold, threshold_group, leak, leak_group, membrane, si
 
 
 @numba.njit(cache=True, parallel=True)
-def _backward(grad_spikes, grad_final, spikes, potentials, threshold, threshold_group, leak, leak_group, membrane,
-              since, hard, shape, height, relative, table, grad_current, grad_membrane, grad_threshold,
-              grad_leak):  # type: ignore[no-untyped-def]  # fmt: skip
+def _backward(  # type: ignore[no-untyped-def]
+    grad_spikes,
+    grad_final,
+    spikes,
+    potentials,
+    threshold,
+    threshold_group,
+    leak,
+    leak_group,
+    membrane,
+    since,
+    hard,
+    shape,
+    height,
+    relative,
+    table,
+    grad_current,
+    grad_membrane,
+    grad_threshold,
+    grad_leak,
+):
     steps, neurons = spikes.shape
     for block in numba.prange((neurons + BLOCK - 1) // BLOCK):
         low = block * BLOCK
@@ -93,10 +123,7 @@ def _backward(grad_spikes, grad_final, spikes, potentials, threshold, threshold_
                 for i in range(size):
                     width = level[i] if relative else grad_spikes.dtype.type(1)
                     distance = abs(potential[i] - level[i]) / width
-                    if shape == 1:
-                        slope = max(grad_spikes.dtype.type(0), 1 - distance)
-                    else:
-                        slope = math.exp(-distance)
+                    slope = max(grad_spikes.dtype.type(0), 1 - distance) if shape == 1 else math.exp(-distance)
                     entering[i] = incoming[i] * (height / width * slope)
         # Backward in time: the leak carries it to earlier steps. The reset is not differentiated.
         carried = grad_final[low:high].copy()

@@ -1,4 +1,4 @@
-"""The one training loop: epochs, schedule, validation, checkpoints. It knows neither ANN from SNN nor rule from rule."""
+"""The one training loop, for every network and rule: epochs, schedule, validation, checkpoints."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Networks of timm and torchvision, by `timm:NAME` and `torchvision:NAME`; weights are always local."""
 
 import inspect
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +30,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
         except ImportError:
             raise ConfigError("network: timm is not installed; run `pip install hybridsnn[timm]`") from None
         look_up({known: known for known in timm.list_models()}, model, "network: timm")
-        arguments = {"num_classes": classes, "in_chans": channels}
+        arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
         if "img_size" in inspect.signature(timm.model_entrypoint(model)).parameters:
             arguments["img_size"] = input_shape[1]
         return timm.create_model(model, pretrained=False, **arguments)

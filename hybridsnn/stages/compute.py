@@ -23,12 +23,12 @@ def fabric_for(work: Work, precision: Precision = "32-true") -> Fabric:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on other devices that could be used
-            fabric = Fabric(
-                accelerator=accelerator, devices=[int(index)] if index else 1, precision=precision
-            )
+            fabric = Fabric(accelerator=accelerator, devices=[int(index)] if index else 1, precision=precision)
     except Exception as error:  # Fabric raises many kinds for a device that is not there
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"device: got '{work.environment.device}', {reason}; allowed: auto, cpu, cuda, cuda:N") from None
+        raise ConfigError(
+            f"device: got '{work.environment.device}', {reason}; allowed: auto, cpu, cuda, cuda:N"
+        ) from None
     work.device = str(fabric.device)
     if fabric.device.type == "cuda":
         work.device = f"{fabric.device} ({torch.cuda.get_device_name(fabric.device)})"

@@ -28,7 +28,9 @@ class ConvertConfig(StageConfig):
     encoder: Annotated[str, Choice(ENCODERS, "encoder")] = Field("direct", description="How images become frames.")
     timesteps: int = Field(16, gt=0, description="Time steps T of the spiking network.")
     threshold_scale: float = Field(
-        1.0, gt=0, description="Factor on all thresholds after balancing; below 1 for few time steps (hybrid paper: 0.7)."
+        1.0,
+        gt=0,
+        description="Factor on all thresholds after balancing; below 1 for few time steps (hybrid paper: 0.7).",
     )
     granularity: Annotated[str, Choice(GRANULARITIES, "granularity")] = Field(
         "layer", description="One threshold per layer, or per channel."

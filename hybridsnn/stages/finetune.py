@@ -21,7 +21,7 @@ SPIKES, EPOCHS, ORDER = 0, 1, 2  # streams of random numbers derived from the se
 
 
 class FinetuneConfig(StageConfig):
-    """Starts from a converted network, or from one that was tuned before, and keeps the best epoch on validation images.
+    """Starts from a converted or tuned network and keeps the epoch that is best on validation images.
 
     To train from scratch, convert a network made by `train-ann --epochs 0`. An interrupted training goes on from its
     last epoch when the same command is given again, and ends with the same weights.

@@ -66,9 +66,7 @@ class Pictures:
         return Batches(images, positions, self.description.preprocessing(), batch_size)
 
     def _split(self):  # type: ignore[no-untyped-def]
-        return split_validation(
-            self.data.train.labels, self.description.validation, self.description.split_seed
-        )
+        return split_validation(self.data.train.labels, self.description.validation, self.description.split_seed)
 
 
 def open_new(settings: ImageSettings, work: Work) -> Pictures:

@@ -169,4 +169,3 @@ def write_metrics(folder: Path, stage: str, split: str, rows: list[dict[str, Any
 def read_metrics(artifact: Artifact) -> pd.DataFrame:
     """An artifact's metrics in the long form."""
     return pd.read_csv(artifact.file(METRICS))
-
