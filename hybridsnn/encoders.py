@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
+from hybridsnn.kernels.threads import over_ranges
 from hybridsnn.registry import look_up
 
 _PHILOX_M0, _PHILOX_M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -32,13 +33,13 @@ def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@numba.njit(cache=True, parallel=True)
-def _poisson(pixels, indices, start, seed, frames):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _poisson(begin, end, pixels, indices, start, seed, frames):  # type: ignore[no-untyped-def]
     """frames[t, b, i] = 1[u < |p|] sign(p), u from the counter (i // 4, start + t, image index) and the seed."""
-    steps, batch, size = frames.shape
+    _, batch, size = frames.shape
     key0, key1 = np.uint32(seed & _LOW), np.uint32(seed >> _32)
     unit = np.float32(1.0 / 16777216.0)
-    for row in numba.prange(steps * batch):
+    for row in range(begin, end):
         t, b = row // batch, row % batch
         step = np.uint32(start + t)
         low, high = np.uint32(indices[b] & 0xFFFFFFFF), np.uint32(indices[b] >> 32)
@@ -98,7 +99,16 @@ def _direct(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: i
 def _signed_poisson(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:
     pixels = images.detach().to("cpu", torch.float32).flatten(1).contiguous()
     frames = torch.empty(timesteps, *pixels.shape)
-    _poisson(pixels.numpy(), indices.to("cpu", torch.int64).numpy(), start, np.uint64(seed), frames.numpy())
+    over_ranges(
+        _poisson,
+        timesteps * len(pixels),
+        16,
+        pixels.numpy(),
+        indices.to("cpu", torch.int64).numpy(),
+        start,
+        np.uint64(seed),
+        frames.numpy(),
+    )
     return frames.view(timesteps, *images.shape).to(images.device, images.dtype)
 
 

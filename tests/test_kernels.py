@@ -152,6 +152,20 @@ def test_every_kernel_is_the_definition(
         assert set(got["spikes"].unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 40003), (2, 3, 5, 61, 67)])
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("kernel", FAST)
+def test_every_kernel_is_the_definition_on_several_threads(kernel: str, threads: int, shape: tuple[int, ...]) -> None:
+    case = Case.random(shape, "channel", "channels-last")
+    expected = case.run("reference", "soft", SURROGATES["linear"])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    got = case.run(kernel, "soft", SURROGATES["linear"])
+    torch.set_num_threads(before)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -287,7 +301,7 @@ def test_a_neuron_starts_where_it_says(channels: int | None, reset: str) -> None
 def test_what_cannot_run_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"kernel: unknown 'numbs'. Did you mean 'numba'\?"):
         SpikingNeuron(kernel="numbs")(torch.zeros(1, 1, 1))
-    with pytest.raises(ConfigError, match="kernel: 'numba' cannot run torch.float32 on meta"):
+    with pytest.raises(ConfigError, match=r"kernel: 'numba' cannot run torch.float32 on meta"):
         SpikingNeuron(kernel="numba").to("meta")(torch.zeros(1, 1, 1, device="meta"))
     with pytest.raises(ConfigError, match="reset: unknown 'sofd'"):
         SpikingNeuron(reset="sofd")

@@ -90,7 +90,8 @@ def test_only_the_top_touches_disk_and_terminal(module: Path) -> None:
 def test_imports_form_no_cycle() -> None:
     """Between the parts of one floor too."""
     edges = {
-        part: {imported for module in MODULES if part_of(module) == part for imported in parts_imported(module)} - {part}
+        part: {imported for module in MODULES if part_of(module) == part for imported in parts_imported(module)}
+        - {part}
         for part in FLOOR
     }
     done: set[str] = set()

@@ -63,7 +63,9 @@ def pictures(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tenso
     return torch.randint(-16, 17, (count, *shape), generator=random) / 16
 
 
-def spiking(network: nn.Module, encoder: str = "direct", shape: tuple[int, ...] = SHAPE, **options: str) -> SpikingModel:
+def spiking(
+    network: nn.Module, encoder: str = "direct", shape: tuple[int, ...] = SHAPE, **options: str
+) -> SpikingModel:
     """A spiking model with thresholds below 1, so that spikes reach its end within a few steps."""
     model = SpikingModel(spiking_body(network, shape, **options), Encoder(encoder)).eval()
     with torch.no_grad():

@@ -175,7 +175,7 @@ def _check(body: fx.GraphModule, folded: bool, max_pools: bool) -> None:
         else:
             allowed = node.op == "call_method" and (node.target in LINEAR_METHODS or is_sum(node))
             label = str(node.target)
-        if allowed and is_sum(node) and not all(isinstance(argument, fx.Node) for argument in node.args[:2]):
+        if is_sum(node) and [type(argument) for argument in node.args[:2]] != [fx.Node, fx.Node]:
             allowed = False
         if not allowed:
             place = node.target if node.op == "call_module" else node.name

@@ -117,8 +117,9 @@ def _give_each_summand_a_synapse(body: fx.GraphModule, granularity: str) -> None
             continue
         order = {node: place for place, node in enumerate(body.graph.nodes)}
         values = sorted(summands(node), key=lambda value: order[source_of(body, value)])
-        later = values[1] if len(values) == 2 else values[0]
-        if isinstance(module_of(body, source_of(body, later)), SYNAPSES) and _serves_one(body, later):
+        earlier, later = values
+        ends_in_synapse = isinstance(module_of(body, source_of(body, later)), SYNAPSES)
+        if ends_in_synapse and later is not earlier and _serves_one(body, later):
             continue
         sample = node.meta["shape"]
         shape = (sample[0], *[1] * (len(sample) - 1)) if granularity == "channel" else ()

@@ -5,6 +5,9 @@ unless they must change: a bias is divided by the scale of its layer, a vector o
 folded into the weights that follow, and where two branches meet in a sum the later one takes over the other's scale.
 """
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -45,7 +48,9 @@ class Scales:
         """Find the scale of a node's value, and rescale its weights if it has any."""
         module = module_of(self.body, node)
         if node.op == "placeholder":
-            self.of[node] = torch.tensor(self.input_scale)
+            # In double precision, so that scales stay true through a deep network.
+            device = next(self.body.parameters()).device
+            self.of[node] = torch.tensor(self.input_scale, dtype=torch.float64, device=device)
             return
         if node.op == "output" or not node.all_input_nodes:
             return
@@ -92,9 +97,22 @@ class Scales:
             raise ConversionError(
                 f"network: batch norm '{node.target}' is kept, so thresholds must stay 1; fold it before balancing"
             )
-        if not incoming.dim() or before is None or after is None or after[0] == incoming.numel():
+        if not incoming.dim() or before is None or after is None:
             return incoming
+        if _picks_channels(node, len(before) + 1) or after[0] % incoming.numel():
+            raise ConversionError(
+                f"network: '{node.name}' picks or mixes channels, so each cannot have a threshold of its own; "
+                "convert with one threshold per layer"
+            )
         return incoming.repeat_interleave(after[0] // incoming.numel())
+
+
+def _picks_channels(node: fx.Node, dimensions: int) -> bool:
+    """Whether a node takes some of the channels or averages over them, given the dimensions of its input."""
+    if node.target not in (torch.mean, "mean"):
+        return node.target in (operator.getitem, getattr)
+    axes: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    return any(axis is None or axis % dimensions == 1 for axis in (axes if isinstance(axes, (tuple, list)) else [axes]))
 
 
 def _input_factors(module: nn.Module, factors: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridsnn.kernels.threads import over_ranges
+
 if TYPE_CHECKING:
     from hybridsnn.kernels import Surrogate
 
 BLOCK = 1024  # neurons per block: membranes, clocks and parameters of one block stay in the first-level cache
+THREAD = 16 * BLOCK  # neurons that are worth waking a thread for
 SHAPES = {"spike-time": 0, "triangle": 1, "exponential": 2}
 
 
@@ -26,12 +29,23 @@ def _spread(parameter, group, start, values):  # type: ignore[no-untyped-def]
 
     The neurons of a parameter lie in runs of `group`, and the runs repeat over the batch.
     """
+    if parameter.size == 1:
+        values[:] = parameter[0]
+        return
+    place = (start // group) % parameter.size
+    left = group - start % group
     for i in range(values.size):
-        values[i] = parameter[((start + i) // group) % parameter.size]
+        values[i] = parameter[place]
+        left -= 1
+        if left == 0:
+            place = place + 1 if place + 1 < parameter.size else 0
+            left = group
 
 
-@numba.njit(cache=True, parallel=True)
+@numba.njit(cache=True, nogil=True)
 def _forward(  # type: ignore[no-untyped-def]
+    begin,
+    end,
     current,
     threshold,
     threshold_group,
@@ -45,17 +59,17 @@ def _forward(  # type: ignore[no-untyped-def]
     final_membrane,
     final_since,
 ):
-    steps, neurons = spikes.shape
-    for block in numba.prange((neurons + BLOCK - 1) // BLOCK):
-        low = block * BLOCK
-        high = min(neurons, low + BLOCK)
+    steps = spikes.shape[0]
+    zero, one = spikes.dtype.type(0), spikes.dtype.type(1)
+    for low in range(begin, end, BLOCK):
+        high = min(end, low + BLOCK)
         size = high - low
         level = np.empty(size, current.dtype)
         keep = np.empty(size, current.dtype)
         _spread(threshold, threshold_group, low, level)
         _spread(leak, leak_group, low, keep)
         rest = membrane[low:high].copy()
-        clock = since[low:high].copy()
+        clock = since[low:high].astype(spikes.dtype)  # counts as floats, which fill the same vectors as the membranes
         for t in range(steps):
             # A current that is the same at every step comes as a single row.
             row = current[t if current.shape[0] > 1 else 0, low:high]
@@ -64,21 +78,29 @@ def _forward(  # type: ignore[no-untyped-def]
                 potential = potentials[t, low:high]
                 for i in range(size):
                     potential[i] = keep[i] * rest[i] + row[i]
-            for i in range(size):
-                value = keep[i] * rest[i] + row[i]
-                fired = value >= level[i]
-                out[i] = 1 if fired else 0
-                if hard:
-                    rest[i] = 0 if fired else value
-                else:
-                    rest[i] = value - level[i] if fired else value
-                clock[i] = 1 if fired else clock[i] + 1
+            # One loop for each reset, without branches inside, so that the compiler makes vectors of them.
+            if hard:
+                for i in range(size):
+                    value = keep[i] * rest[i] + row[i]
+                    fired = value >= level[i]
+                    out[i] = one if fired else zero
+                    rest[i] = zero if fired else value
+                    clock[i] = one if fired else clock[i] + one
+            else:
+                for i in range(size):
+                    value = keep[i] * rest[i] + row[i]
+                    fired = value >= level[i]
+                    out[i] = one if fired else zero
+                    rest[i] = value - (level[i] if fired else zero)
+                    clock[i] = one if fired else clock[i] + one
         final_membrane[low:high] = rest
         final_since[low:high] = clock
 
 
-@numba.njit(cache=True, parallel=True)
+@numba.njit(cache=True, nogil=True)
 def _backward(  # type: ignore[no-untyped-def]
+    begin,
+    end,
     grad_spikes,
     grad_final,
     spikes,
@@ -99,15 +121,16 @@ def _backward(  # type: ignore[no-untyped-def]
     grad_threshold,
     grad_leak,
 ):
-    steps, neurons = spikes.shape
-    for block in numba.prange((neurons + BLOCK - 1) // BLOCK):
-        low = block * BLOCK
-        high = min(neurons, low + BLOCK)
+    steps = spikes.shape[0]
+    zero, one, first = spikes.dtype.type(0), spikes.dtype.type(1), np.int32(1)
+    for low in range(begin, end, BLOCK):
+        high = min(end, low + BLOCK)
         size = high - low
         level = np.empty(size, grad_spikes.dtype)
         keep = np.empty(size, grad_spikes.dtype)
         _spread(threshold, threshold_group, low, level)
         _spread(leak, leak_group, low, keep)
+        scale = height / level
         # Forward in time: the gradient that enters the membrane at each step, spike gradient times slope.
         clock = since[low:high].copy()
         for t in range(steps):
@@ -116,8 +139,8 @@ def _backward(  # type: ignore[no-untyped-def]
             spike = spikes[t, low:high]
             if shape == 0:
                 for i in range(size):
-                    entering[i] = incoming[i] * (height / level[i] * table[clock[i]])
-                    clock[i] = 1 if spike[i] > 0 else clock[i] + 1
+                    entering[i] = incoming[i] * (scale[i] * table[clock[i]])
+                    clock[i] = first if spike[i] > zero else clock[i] + first
             else:
                 potential = potentials[t, low:high]
                 for i in range(size):
@@ -130,16 +153,17 @@ def _backward(  # type: ignore[no-untyped-def]
         for t in range(steps - 1, -1, -1):
             entering = grad_current[t, low:high]
             spike = spikes[t, low:high]
-            for i in range(size):
-                fresh = entering[i]
-                if hard:
-                    total = fresh + carried[i] * (1 - spike[i])
-                    grad_threshold[low + i] -= fresh
-                else:
-                    total = fresh + carried[i]
-                    grad_threshold[low + i] -= fresh + carried[i] * spike[i]
-                entering[i] = total
-                carried[i] = keep[i] * total
+            per_threshold = grad_threshold[low:high]
+            if hard:
+                for i in range(size):
+                    per_threshold[i] -= entering[i]
+                    entering[i] += carried[i] * (one - spike[i])
+                    carried[i] = keep[i] * entering[i]
+            else:
+                for i in range(size):
+                    per_threshold[i] -= entering[i] + carried[i] * spike[i]
+                    entering[i] += carried[i]
+                    carried[i] = keep[i] * entering[i]
             if potentials.shape[0] > 0:
                 for i in range(size):
                     if t == 0:
@@ -207,7 +231,8 @@ def _run(
     potentials = torch.empty(layout.steps if keep else 0, neurons, dtype=rows.dtype)
     final_membrane = torch.empty(neurons, dtype=rows.dtype)
     final_since = torch.empty(neurons, dtype=torch.int32)
-    _forward(
+    over_ranges(
+        _forward, neurons, THREAD,
         rows.numpy(), level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
         layout.row(membrane.detach()).numpy(), layout.row(since).numpy(), hard,
         spikes.numpy(), potentials.numpy(), final_membrane.numpy(), final_since.numpy(),
@@ -241,6 +266,7 @@ class _Scan(torch.autograd.Function):
         level, level_group = layout.group(threshold.detach())
         decay, decay_group = layout.group(leak.detach())
         spike_rows = layout.rows(spikes)
+        incoming = gradients[0].contiguous() if gradients[0].stride(0) == 0 else gradients[0]  # a row for each step
         clock = layout.row(since)
         start = layout.row(membrane) if membrane is not None else torch.zeros(0, dtype=spike_rows.dtype)
         table = torch.zeros(1, dtype=spike_rows.dtype)
@@ -250,9 +276,9 @@ class _Scan(torch.autograd.Function):
         grad_current = torch.empty_like(spike_rows)
         grad_membrane = torch.empty_like(spike_rows[0])
         grad_threshold, grad_leak = torch.zeros_like(grad_membrane), torch.zeros_like(grad_membrane)
-        _backward(
-            layout.rows(gradients[0].contiguous() if gradients[0].stride(0) == 0 else gradients[0]).numpy(),
-            layout.row(gradients[1]).numpy(), spike_rows.numpy(), potentials.numpy(),
+        over_ranges(
+            _backward, spike_rows.shape[1], THREAD,
+            layout.rows(incoming).numpy(), layout.row(gradients[1]).numpy(), spike_rows.numpy(), potentials.numpy(),
             level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
             start.numpy(), clock.numpy(), ctx.hard, SHAPES[surrogate.shape],
             spike_rows.numpy().dtype.type(surrogate.height), surrogate.relative, table.numpy(),

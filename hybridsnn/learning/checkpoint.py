@@ -83,8 +83,12 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimiser_tensors`, for an optimiser built for the same model."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         place, _, name = key.partition("/")
-        state.setdefault(int(place), {})[name] = tensor
+        parameter = parameters[int(place)]
+        # A fused optimiser walks through memory and takes its state to lie there in the parameter's order.
+        ordered = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+        state.setdefault(int(place), {})[name] = ordered
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

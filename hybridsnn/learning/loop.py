@@ -39,7 +39,7 @@ Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 def seed_of(*parts: int) -> int:
     """A seed that depends on all parts, such as (seed, epoch): different parts, unrelated seeds."""
-    low, high = np.random.SeedSequence(parts).generate_state(2)
+    low, high = np.random.SeedSequence((len(parts), *parts)).generate_state(2)
     return int(low) | int(high) << 32
 
 
@@ -84,6 +84,7 @@ def fit(
         return []
     if len(batches) == 0:
         raise ConfigError("batch_size: larger than the training split; give a smaller one")
+    fabric.to_device(model)  # at once: what an optimiser remembers is restored to where the weights are
     optimiser = optimisation.build(model, neuron_parameters)
     state = TrainingState.load(folder)
     if state is None:
@@ -96,7 +97,7 @@ def fit(
 
     for epoch in range(state.epoch, optimisation.epochs):
         torch.manual_seed(seed_of(seed, epoch))
-        model.train()
+        wrapped.train()
         losses = torch.zeros((), dtype=torch.float64, device=fabric.device)
         correct, images, rate = torch.zeros_like(losses), 0, 0.0
         for place, batch in enumerate(track(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches))):
@@ -118,7 +119,7 @@ def fit(
                 f"got {optimisation.learning_rate}, give a smaller one"
             )
         if validate is not None:
-            model.eval()
+            wrapped.eval()
             measured["validation"] = validate(wrapped)
         accuracy = measured.get("validation", {}).get("accuracy", float("inf"))
         rows = [("train", "learning-rate", rate)]

@@ -85,7 +85,7 @@ class Optimisation:
             {
                 "params": [parameter for parameter in learned if id(parameter) in special],
                 "weight_decay": 0.0,
-                "start": self.neuron_learning_rate or self.learning_rate,
+                "start": self.learning_rate if self.neuron_learning_rate is None else self.neuron_learning_rate,
             },
         ]
         kind = look_up(OPTIMISERS, self.optimiser, "optimizer")

@@ -17,7 +17,7 @@ def fabric_for(work: Work, precision: Precision = "32-true") -> Fabric:
     """Fabric on the device of the environment, noted for the manifest.
 
     Raises:
-        ConfigError: if there is no such device.
+        ConfigError: if there is no such device, or the precision is not for it.
     """
     accelerator, _, index = work.environment.device.partition(":")
     try:
@@ -29,6 +29,8 @@ def fabric_for(work: Work, precision: Precision = "32-true") -> Fabric:
         raise ConfigError(
             f"device: got '{work.environment.device}', {reason}; allowed: auto, cpu, cuda, cuda:N"
         ) from None
+    if precision == "16-mixed" and fabric.device.type == "cpu":
+        raise ConfigError("precision: got '16-mixed' on the CPU, which has none; allowed there: 32-true, bf16-mixed")
     work.device = str(fabric.device)
     if fabric.device.type == "cuda":
         work.device = f"{fabric.device} ({torch.cuda.get_device_name(fabric.device)})"

@@ -10,7 +10,6 @@ from hybridsnn.conversion import BALANCERS, GRANULARITIES, MAX_POOL_CHOICES, Cal
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import DataError
 from hybridsnn.model import SpikingModel
-from hybridsnn.networks import NetworkSpec
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import Pictures, open_again
@@ -35,8 +34,8 @@ class ConvertConfig(StageConfig):
     granularity: Annotated[str, Choice(GRANULARITIES, "granularity")] = Field(
         "layer", description="One threshold per layer, or per channel."
     )
-    initial_potential: float = Field(
-        0.0, ge=0, lt=1, description="Membrane before the first step, in thresholds; 0.5 suits --encoder direct."
+    initial_potential: float | None = Field(
+        None, ge=0, lt=1, description="Membrane before the first step, in thresholds; unset: 0.5 if direct, 0 if random."
     )
     reset: Literal["soft", "hard"] = Field("soft", description="Subtract the threshold after a spike, or set to 0.")
     max_pool: Annotated[str, Choice(MAX_POOL_CHOICES, "max_pool")] = Field(
@@ -54,13 +53,16 @@ def run(work: Work) -> None:
     fabric = fabric_for(work)
     network, description = load_network(work.parents[0])
     pictures = open_again(description.images, work)
-    spec = NetworkSpec.from_spec(description.network)
+    potential = config.initial_potential
+    if potential is None:
+        # Half a threshold centres the rounding of a constant input; a random one needs no centring.
+        potential = 0.0 if ENCODERS[config.encoder].random else 0.5
     body = spiking_body(
         network,
-        spec.input_shape,
+        description.network.input_shape,
         granularity=config.granularity,
         reset=config.reset,
-        initial_potential=config.initial_potential,
+        initial_potential=potential,
         max_pool=config.max_pool,
     )
     encoder = encoder_for(config.encoder, description.images.preprocessing())
@@ -68,11 +70,11 @@ def run(work: Work) -> None:
     layers = len(model.neurons)
     images, indices = calibration_images(pictures, config.calibration_images, config.seed)
     done: list[str] = []
-    with_progress = work.environment.progress
+    progress = work.environment.progress
 
     def advance(name: str) -> None:
         done.append(name)
-        with_progress.say(f"balanced {name} ({len(done)} of {layers})")
+        progress.say(f"balanced {name} ({len(done)} of {layers})")
 
     balance(
         body,
@@ -89,11 +91,11 @@ def run(work: Work) -> None:
         config.threshold_scale,
     )
     spiking = SpikingDescription(
-        encoder=encoder.spec(),
+        encoder=encoder,
         timesteps=config.timesteps,
         granularity=config.granularity,
         reset=config.reset,
-        initial_potential=config.initial_potential,
+        initial_potential=potential,
         max_pool=config.max_pool,
     )
     save_network(work.folder, description.model_copy(update={"spiking": spiking}), model)

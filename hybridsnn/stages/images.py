@@ -10,7 +10,7 @@ from pydantic import Field
 from hybridsnn.artifacts import Artifact, lineage
 from hybridsnn.config import Choice, StageConfig, hash_of
 from hybridsnn.data import AUGMENTATIONS, DATASETS, Batches, ImageData, load, split_validation
-from hybridsnn.errors import ArtifactError, DataError
+from hybridsnn.errors import ArtifactError, ConfigError, DataError
 from hybridsnn.stages.base import Environment, Work
 from hybridsnn.stages.networks import ImageDescription
 
@@ -70,9 +70,21 @@ class Pictures:
 
 
 def open_new(settings: ImageSettings, work: Work) -> Pictures:
-    """Open the data set that a first stage names, and note it for the manifest."""
+    """Open the data set that a first stage names, and note it for the manifest.
+
+    Raises:
+        ConfigError: if the validation share leaves no image to train on, or none to validate with.
+        DataError: if the data set is missing or has another number of channels than its normalisation.
+    """
     entry = DATASETS[settings.dataset]
     data = _load(settings.dataset, settings.image_size, work)
+    total = len(data.train)
+    kept_back = round(settings.validation * total)
+    if kept_back == total or (settings.validation and not kept_back):
+        raise ConfigError(
+            f"validation: got {settings.validation}, which keeps back {kept_back} of {total} training images; "
+            "must leave some on either side, or be 0"
+        )
     preprocessing = entry.preprocessing(data)
     channels = data.train.shape[0]
     if channels != len(preprocessing.mean):

@@ -88,7 +88,7 @@ def run(work: Work) -> None:
     if problem := mismatch(network, weights):
         raise ConfigError(f"load-ann.weights: {config.weights}: {problem}")
     network.load_state_dict(weights)
-    save_network(work.folder, ModelDescription(network=spec.spec(), images=pictures.description), network)
+    save_network(work.folder, ModelDescription(network=spec, images=pictures.description), network)
 
 
 STAGE = Stage(

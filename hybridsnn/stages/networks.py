@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hybridsnn.artifacts import Artifact, write_json
-from hybridsnn.conversion import spiking_body
+from hybridsnn.config import Choice
+from hybridsnn.conversion import GRANULARITIES, MAX_POOL_CHOICES, spiking_body
 from hybridsnn.data import Preprocessing
 from hybridsnn.encoders import Encoder
-from hybridsnn.errors import ArtifactError
+from hybridsnn.errors import ArtifactError, HybridSNNError
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks import NetworkSpec
 
@@ -57,41 +58,39 @@ class SpikingDescription(_Description):
     """What turns the network into a spiking one.
 
     Attributes:
-        encoder: see `Encoder.spec`.
         timesteps: T, unless an evaluation asks for another.
         granularity, reset, initial_potential, max_pool: see `spiking_body`.
     """
 
-    encoder: dict[str, Any]
+    encoder: Encoder
     timesteps: int
-    granularity: str
-    reset: str
+    granularity: Annotated[str, Choice(GRANULARITIES, "granularity")]
+    reset: Literal["soft", "hard"]
     initial_potential: float
-    max_pool: str
+    max_pool: Annotated[str, Choice(MAX_POOL_CHOICES, "max_pool")]
 
 
 class ModelDescription(_Description):
     """The content of `model.json`; `spiking` is None for an ANN."""
 
-    network: dict[str, Any]
+    network: NetworkSpec
     images: ImageDescription
     spiking: SpikingDescription | None = None
 
     def build(self) -> nn.Module:
         """The ANN with fresh weights, or the spiking network with thresholds of 1."""
-        spec = NetworkSpec.from_spec(self.network)
-        network = spec.build()
+        network = self.network.build()
         if self.spiking is None:
             return network
         body = spiking_body(
             network,
-            spec.input_shape,
+            self.network.input_shape,
             granularity=self.spiking.granularity,
             reset=self.spiking.reset,
             initial_potential=self.spiking.initial_potential,
             max_pool=self.spiking.max_pool,
         )
-        return SpikingModel(body, Encoder(**self.spiking.encoder))
+        return SpikingModel(body, self.spiking.encoder)
 
 
 def save_network(folder: Path, description: ModelDescription, network: nn.Module) -> None:
@@ -112,17 +111,24 @@ def describe(artifact: Artifact) -> ModelDescription:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or MODEL
-        raise ArtifactError(f"{artifact.path / MODEL}: {place}: {problem['msg']}") from None
+        raise ArtifactError(
+            f"{artifact.path / MODEL}: {place}: {problem['msg']}; not a network of this version"
+        ) from None
+    except HybridSNNError as error:
+        raise ArtifactError(f"{artifact.path / MODEL}: {error}") from None
 
 
 def load_network(artifact: Artifact) -> tuple[nn.Module, ModelDescription]:
     """Build an artifact's network and load its weights: an ANN, or a `SpikingModel`.
 
     Raises:
-        ArtifactError: if weights are missing, left over or misshapen.
+        ArtifactError: if the network cannot be built, or weights are missing, left over or misshapen.
     """
     description = describe(artifact)
-    network = description.build()
+    try:
+        network = description.build()
+    except HybridSNNError as error:
+        raise ArtifactError(f"{artifact.path / MODEL}: {error}") from None
     path = artifact.file(WEIGHTS)
     try:
         weights = load_file(path)

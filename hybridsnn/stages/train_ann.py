@@ -90,7 +90,7 @@ def run(work: Work) -> None:
         track=progress.track,
         say=progress.say,
     )
-    save_network(work.folder, ModelDescription(network=spec.spec(), images=pictures.description), network)
+    save_network(work.folder, ModelDescription(network=spec, images=pictures.description), network)
     write_metrics(work.folder, STAGE.name, "train", history)
 
 

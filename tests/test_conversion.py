@@ -1,0 +1,525 @@
+"""Conversion: thresholds against brute force, spiking networks against the networks they came from, and refusals."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from toy_networks import CLASSES, SHAPE, Residual, exact, pictures, seeded
+
+from hybridsnn.conversion import (
+    BALANCERS,
+    GRANULARITIES,
+    MAX_POOL_CHOICES,
+    Calibration,
+    apply_thresholds,
+    balance,
+    balancers,
+    spiking_body,
+)
+from hybridsnn.conversion.preparation import prepare
+from hybridsnn.encoders import ENCODERS, Encoder
+from hybridsnn.errors import ConversionError
+from hybridsnn.model import SpikingModel
+from hybridsnn.networks import NETWORKS, NetworkSpec
+from hybridsnn.neurons import RESETS
+
+
+def chain(bias: bool = False) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=bias),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.AvgPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1, bias=bias),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 4 * 4, 10, bias=bias),
+        nn.ReLU(),
+        nn.Linear(10, CLASSES, bias=bias),
+    )
+
+
+class Net(nn.Module):
+    """Some layers, with biases, and a forward of one's own."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor]):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.grouped, self.pointwise = nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.Conv2d(8, 4, 1)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.norm, self.flat_norm, self.hidden = nn.BatchNorm2d(4), nn.BatchNorm1d(9), nn.Linear(256, 9)
+        self.act, self.pool = nn.ReLU(), nn.AvgPool2d(2)
+        self.head, self.narrow, self.nine = nn.Linear(256, CLASSES), nn.Linear(4, CLASSES), nn.Linear(9, CLASSES)
+        self.body = forward
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(self, images)
+
+
+def shared_modules(net: Any, x: Tensor) -> Tensor:
+    return net.head(net.act(net.second(net.act(net.second(net.act(net.first(x)))))).flatten(1))
+
+
+def functional_relus(net: Any, x: Tensor) -> Tensor:
+    batch = x.size(0)
+    x = functional.relu(net.first(x), inplace=True)
+    return net.head(functional.dropout(net.second(x).relu(), 0.3, training=net.training).view(batch, -1))
+
+
+def two_rectified(net: Any, x: Tensor) -> Tensor:
+    x = net.first(x)
+    return net.head((torch.relu(net.second(x)) + torch.relu(net.depthwise(x))).flatten(1))
+
+
+def identity_shortcut(net: Any, x: Tensor) -> Tensor:
+    x = torch.relu(net.first(x))
+    y = net.second(x)
+    y += x
+    return net.head(torch.relu(y).flatten(1))
+
+
+def doubled(net: Any, x: Tensor) -> Tensor:
+    x = net.first(x)
+    return net.head(torch.relu(x + x).flatten(1))
+
+
+def summand_of_two_sums(net: Any, x: Tensor) -> Tensor:
+    one = torch.relu(net.first(x))
+    other = torch.relu(net.depthwise(one))
+    both = net.second(one)
+    return net.head((torch.relu(one + both) + torch.relu(other + both)).flatten(1))
+
+
+def folded_norms(net: Any, x: Tensor) -> Tensor:
+    x = torch.relu(net.norm(net.first(x)))
+    return net.nine(torch.relu(net.flat_norm(net.hidden(torch.flatten(x, 1)))))
+
+
+def separable(net: Any, x: Tensor) -> Tensor:
+    x = torch.relu(net.depthwise(torch.relu(net.first(x))))
+    x = torch.relu(net.pointwise(torch.relu(net.grouped(x))))
+    return net.narrow(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def averaged(net: Any, x: Tensor) -> Tensor:
+    return net.narrow(functional.avg_pool2d(torch.relu(net.second(torch.relu(net.first(x)))), 2).mean((2, 3)))
+
+
+def heads_added(net: Any, x: Tensor) -> Tensor:
+    x = torch.relu(net.first(x))
+    return net.head(torch.relu(net.second(x)).flatten(1)) + net.narrow(x.mean((2, 3)))
+
+
+FORWARDS = [shared_modules, functional_relus, two_rectified, identity_shortcut, doubled, summand_of_two_sums,
+            folded_norms, separable, averaged, heads_added]  # fmt: skip
+ZOO: dict[str, Callable[[], nn.Module]] = {
+    "chain": chain,
+    "chain with biases": lambda: chain(bias=True),
+    "residual": Residual,
+    "residual with batch norm": lambda: Residual(batch_norm=True),
+    **{forward.__name__: (lambda forward=forward: Net(forward)) for forward in FORWARDS},
+}
+
+
+def calibration(images: Tensor, encoder: str = "direct", timesteps: int = 16, **options: Any) -> Calibration:
+    chosen = Encoder(encoder, options.pop("scale", 1.0))
+    return Calibration(images, torch.arange(len(images)), chosen, timesteps, **options)
+
+
+def readout(body: torch.fx.GraphModule, encoder: Encoder, images: Tensor, timesteps: int) -> Tensor:
+    """The mean output per step, `[B, K]`."""
+    model = SpikingModel(body, encoder).eval()
+    with torch.no_grad():
+        outputs, _ = model(encoder(images, torch.arange(len(images)), timesteps, seed=9))
+    return outputs[-1] / timesteps
+
+
+def fit(outputs: Tensor, logits: Tensor) -> tuple[float, float]:
+    """The factor of the best `outputs = factor * logits`, and the size of what it leaves relative to the outputs."""
+    outputs, logits = outputs.double(), logits.double()
+    factor = (outputs * logits).sum() / logits.square().sum()
+    return float(factor), float((outputs - factor * logits).norm() / outputs.norm())
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("network", ZOO)
+def test_with_time_a_spiking_network_becomes_its_original(
+    network: str, balancer: str, granularity: str, scale: float
+) -> None:
+    """Its readout is proportional to the logits, up to the rounding of rates; pixels may be larger than 1."""
+    original = seeded(ZOO[network]())
+    images = pictures(6) * scale
+    body = spiking_body(original, SHAPE, granularity=granularity)
+    chosen = calibration(images, scale=scale, timesteps=48, percentile=100.0)
+    balance(body, BALANCERS[balancer], chosen)
+    logits = original(images).detach()
+    outputs = readout(body, chosen.encoder, images, 256)
+    factor, rest = fit(outputs, logits)
+    assert factor > 0 and rest < 0.05
+    assert np.corrcoef(outputs.flatten(), logits.flatten())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("threshold_scale", [1.0, 2.0])
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_chain_s_readout_is_the_logits_over_all_thresholds(balancer: str, threshold_scale: float) -> None:
+    original = seeded(chain(bias=True))
+    images = pictures(6) * 1.5
+    body = spiking_body(original, SHAPE)
+    chosen = calibration(images, scale=1.5, percentile=100.0, timesteps=64)
+    thresholds = balance(body, BALANCERS[balancer], chosen, threshold_scale)
+    factor, rest = fit(readout(body, chosen.encoder, images, 1500), original(images).detach())
+    product = 1.5 * math.prod(float(threshold) for threshold in thresholds.values())
+    assert factor * product == pytest.approx(1, rel=0.03) and rest < 0.04
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_random_spikes_find_the_logits_too(balancer: str) -> None:
+    original = seeded(ZOO["residual"]())
+    images = pictures(6)
+    body = spiking_body(original, SHAPE, initial_potential=0.5)
+    chosen = calibration(images, "poisson", percentile=100.0, timesteps=200)
+    balance(body, BALANCERS[balancer], chosen)
+    _, rest = fit(readout(body, chosen.encoder, images, 1500), original(images).detach())
+    assert rest < 0.15
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_threshold_scale_is_a_factor(balancer: str) -> None:
+    """Weights without biases stay copies, and the body tells the thresholds that were returned."""
+    original = exact(seeded(chain()))
+    bodies = [spiking_body(original, SHAPE) for _ in range(2)]
+    whole = balance(bodies[0], BALANCERS[balancer], calibration(pictures(5)))
+    scaled = balance(bodies[1], BALANCERS[balancer], calibration(pictures(5)), 0.75)
+    for name, threshold in whole.items():
+        assert torch.equal(scaled[name], threshold * 0.75)
+        assert torch.equal(bodies[1].get_submodule(name).get_parameter("threshold"), scaled[name])
+    originals = dict(original.named_parameters())
+    copies = {name: value for name, value in bodies[1].named_parameters() if name in originals}
+    assert len(copies) == len(originals)
+    assert all(torch.equal(value, originals[name]) for name, value in copies.items())
+
+
+def brute_force(network: nn.Sequential, chosen: Calibration) -> list[float]:
+    """`max` in plain words: for each layer of neurons, simulate what comes before it anew, image by image."""
+    thresholds: list[float] = []
+    for target in range(sum(isinstance(layer, nn.ReLU) for layer in network)):
+        largest = -math.inf
+        for place in range(len(chosen.images)):
+            images, indices = chosen.images[place : place + 1], chosen.indices[place : place + 1]
+            membranes: dict[int, Tensor] = {}
+            for t in range(chosen.timesteps):
+                values = chosen.encoder(images, indices, 1, start=t, seed=chosen.seed)[0]
+                neuron = 0
+                for layer in network:
+                    if not isinstance(layer, nn.ReLU):
+                        values = layer(values)
+                        continue
+                    if neuron == target:
+                        largest = max(largest, values.max().item())
+                        break
+                    membrane = membranes.get(neuron, torch.zeros(())) + values
+                    spikes = (membrane >= thresholds[neuron]).to(values.dtype)
+                    membranes[neuron] = membrane - thresholds[neuron] * spikes
+                    values, neuron = spikes, neuron + 1
+        thresholds.append(largest if largest > 0 else 1.0)
+    return thresholds
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@torch.no_grad()
+def test_max_is_the_layer_by_layer_simulation(encoder: str) -> None:
+    network = exact(seeded(chain()))
+    chosen = calibration(pictures(5), encoder, timesteps=11, seed=4)
+    thresholds = balance(spiking_body(network, SHAPE), BALANCERS["max"], chosen)
+    found = [threshold.item() for threshold in thresholds.values()]
+    assert found == brute_force(network, chosen)
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@torch.no_grad()
+def test_max_balances_residual_blocks(encoder: str) -> None:
+    """In units of the original: a neuron's spike carries its amplitude, the largest current that it ever gets."""
+    network: Any = seeded(Residual()).double()
+    images = pictures(4).double()
+    chosen = calibration(images, encoder, timesteps=10)
+    thresholds = balance(spiking_body(network, SHAPE).double(), BALANCERS["max"], chosen)
+
+    amplitudes: list[float] = []
+
+    def simulate(target: int) -> float:
+        largest = -math.inf
+        for place in range(len(images)):
+            membranes: dict[int, Tensor] = {}
+
+            def fire(neuron: int, current: Tensor, membranes: dict[int, Tensor] = membranes) -> Tensor:
+                nonlocal largest
+                if neuron >= target:
+                    largest = max(largest, current.max().item()) if neuron == target else largest
+                    return torch.zeros_like(current)
+                membrane = membranes.get(neuron, 0) + current
+                sent = (membrane >= amplitudes[neuron]).double() * amplitudes[neuron]
+                membranes[neuron] = membrane - sent
+                return sent
+
+            for t in range(chosen.timesteps):
+                x = chosen.encoder(images[place : place + 1], torch.tensor([place]), 1, start=t)[0]
+                x = network.stem[3](fire(0, network.stem[0](x)))
+                x = fire(2, network.same.residual[3](fire(1, network.same.residual[0](x))) + x)
+                shortcut = network.other.shortcut(x)
+                fire(4, network.other.residual[3](fire(3, network.other.residual[0](x))) + shortcut)
+        return largest
+
+    for target in range(5):
+        amplitudes.append(simulate(target))
+    stem, same_inner, same, other_inner, other = amplitudes
+    expected = {
+        "stem.1": stem,
+        "same.residual.1": same_inner / stem,
+        "same.relu": same / stem,
+        "other.residual.1": other_inner / same,
+        "other.relu": other / other_inner,
+    }
+    assert {name: float(value) for name, value in thresholds.items()} == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_thresholds_do_not_depend_on_order_or_batches(
+    balancer: str, encoder: str, granularity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = exact(seeded(chain())).double()
+    images, order = pictures(7).double(), torch.tensor([3, 6, 0, 1, 5, 2, 4])
+    whole = calibration(images, encoder, percentile=97.0)
+    shuffled = Calibration(images[order], order, whole.encoder, whole.timesteps, percentile=97.0)
+
+    def thresholds(chosen: Calibration) -> dict[str, Tensor]:
+        body = spiking_body(network, SHAPE, granularity=granularity).double()
+        return balance(body, BALANCERS[balancer], chosen)
+
+    expected = thresholds(whole)
+    assert all(value.shape == (() if granularity == "layer" else value.shape[:1]) for value in expected.values())
+    for frames in (1, 48, 10**6):
+        monkeypatch.setattr(balancers, "FRAMES", max(16, frames))
+        for chosen in (whole, shuffled):
+            for name, value in thresholds(chosen).items():
+                torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=0)
+
+
+def activations_of(network: nn.Module, images: Tensor) -> list[np.ndarray]:
+    """What each ReLU gives, `[B, C, ...]`, in the order of the layers."""
+    found: list[np.ndarray] = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: found.append(output.detach().numpy()))
+        for module in network.modules()
+        if isinstance(module, nn.ReLU)
+    ]
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def nearest_rank(values: np.ndarray, percentile: float) -> float:
+    """The smallest positive value that so many percent of the positive values do not exceed."""
+    positive = np.sort(values[values > 0])
+    return float(positive[math.ceil(percentile * len(positive) / 100 - 1e-9) - 1])
+
+
+@pytest.mark.parametrize("batch", [2, 100])
+@pytest.mark.parametrize("percentile", [100.0, 99.9, 90.0, 33.0])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("balancer", ["activation-max", "percentile"])
+def test_thresholds_from_activations(
+    balancer: str, granularity: str, percentile: float, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each spike stands for the chosen activation, in units of the largest one of the layer before."""
+    monkeypatch.setattr(balancers, "FRAMES", 16 * batch)
+    network = seeded(chain(bias=True)).double()
+    images = pictures(7).double()
+    body = spiking_body(network, SHAPE, granularity=granularity).double()
+    thresholds = balance(body, BALANCERS[balancer], calibration(images, scale=2.0, percentile=percentile))
+    share = percentile if balancer == "percentile" else 100.0
+    unit = 2.0
+    for threshold, values in zip(thresholds.values(), activations_of(network, images), strict=True):
+        groups = [values] if granularity == "layer" else np.moveaxis(values, 1, 0)
+        chosen = [nearest_rank(group, share) if (group > 0).any() else unit for group in groups]
+        np.testing.assert_allclose(threshold.flatten(), np.array(chosen) / unit, rtol=1e-12)
+        unit = max(chosen)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_a_layer_that_never_fires_keeps_a_threshold(balancer: str, granularity: str) -> None:
+    network = seeded(chain())
+    with torch.no_grad():
+        network[4].weight.copy_(-network[4].weight.abs())
+    body = spiking_body(network, SHAPE, granularity=granularity)
+    chosen = calibration(pictures(4))
+    thresholds = balance(body, BALANCERS[balancer], chosen)
+    assert [bool((value == 1).all()) for value in thresholds.values()] == [False, True, True]
+    assert torch.equal(readout(body, chosen.encoder, chosen.images, 8), torch.zeros(4, CLASSES))
+
+
+@pytest.mark.parametrize("network", ZOO)
+def test_preparation_changes_neither_function_nor_original(network: str) -> None:
+    original = seeded(ZOO[network]()).double().train()
+    before = copy.deepcopy(original.state_dict())
+    images = pictures(3).double()
+    prepared = prepare(original)
+    assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in prepared.modules())
+    spiking_body(original, SHAPE)
+    assert original.training and all(module.training for module in original.modules())
+    assert original.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
+    torch.testing.assert_close(prepared.eval()(images), original.eval()(images), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("network", ZOO)
+def test_a_body_can_be_rebuilt_from_fresh_weights(network: str, granularity: str) -> None:
+    images = pictures(3)
+    body = spiking_body(seeded(ZOO[network]()), SHAPE, granularity=granularity)
+    balance(body, BALANCERS["activation-max"], calibration(images))
+    again = spiking_body(ZOO[network](), SHAPE, granularity=granularity)
+    again.load_state_dict(body.state_dict(), strict=True)
+    outputs = readout(body, Encoder("direct"), images, 20)
+    assert torch.equal(readout(again, Encoder("direct"), images, 20), outputs)
+    assert outputs.abs().max() > 0
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_of_the_registry_becomes_spiking(name: str, batch_norm: bool) -> None:
+    side = max(8, NETWORKS[name].smallest)
+    shape = (1, side, side)
+    original = NetworkSpec(name, shape, 3, width=0.04, batch_norm=batch_norm).build()
+    body = spiking_body(seeded(original), shape)
+    rectified = sum(isinstance(module, nn.ReLU) for module in original.modules())
+    chosen = calibration(pictures(2, shape))
+    assert len(balance(body, BALANCERS["activation-max"], chosen)) == rectified
+    assert readout(body, chosen.encoder, chosen.images, 2).isfinite().all()
+
+
+@pytest.mark.parametrize("reset", RESETS)
+def test_neurons_are_as_asked(reset: str) -> None:
+    model = SpikingModel(spiking_body(Residual(), SHAPE, reset=reset, initial_potential=0.5), Encoder("direct"))
+    assert {(neuron.reset, neuron.initial_potential) for neuron in model.neurons.values()} == {(reset, 0.5)}
+
+
+def test_weights_and_thresholds_keep_the_scales_apart() -> None:
+    """Per channel, the scales of a layer's channels go into the columns of the next synapse, biases into its unit."""
+    network: Any = seeded(chain(bias=True)).double()
+    body: Any = spiking_body(network, SHAPE, granularity="channel").double()
+    chosen = {
+        "1": torch.tensor([1.0, 2.0, 4.0, 0.5]).double(),
+        "5": torch.linspace(0.5, 3, 6).double(),
+        "8": torch.ones(10).double(),
+    }
+    apply_thresholds(body, chosen, input_scale=2.0)
+    first, second, third = (body.get_submodule(name) for name in ("0", "4", "7"))
+    assert torch.equal(first.weight, network[0].weight)
+    torch.testing.assert_close(first.bias, network[0].bias / 2)
+    torch.testing.assert_close(second.weight, network[4].weight * (chosen["1"] / 4).view(1, 4, 1, 1))
+    torch.testing.assert_close(second.bias, network[4].bias / 8)
+    torch.testing.assert_close(third.weight, network[7].weight * (chosen["5"] / 3).repeat_interleave(16))
+    torch.testing.assert_close(third.bias, network[7].bias / 24)
+
+
+class Wrapped(nn.Module):
+    """A forward that uses what the refused networks need."""
+
+    def __init__(self, forward: Callable[..., Tensor], **modules: nn.Module):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.body = forward
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(self, images)
+
+
+class Several(Wrapped):
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:  # type: ignore[override]
+        return self.act(self.conv(images + others))
+
+
+REFUSED: dict[str, tuple[nn.Module, str]] = {
+    "max pool": (Wrapped(lambda net, x: net.pool(net.act(net.conv(x))), pool=nn.MaxPool2d(2)),
+                 r"'pool' \(MaxPool2d\) has no spiking counterpart; train with average pools, or convert with "),
+    "functional max pool": (Wrapped(lambda net, x: functional.max_pool2d(net.act(net.conv(x)), 2)),
+                            r"max_pool2d.* train with average pools"),
+    "silu": (Wrapped(lambda net, x: net.silu(net.act(net.conv(x))), silu=nn.SiLU()), r"'silu' \(SiLU\) has no spiking"),
+    "gelu": (Wrapped(lambda net, x: functional.gelu(net.act(net.conv(x)))), r"\(gelu\) has no spiking"),
+    "product": (Wrapped(lambda net, x: net.act(net.conv(x)) * 2), r"\(mul\) has no spiking"),
+    "sum with a number": (Wrapped(lambda net, x: net.act(net.conv(x) + 1)), r"\(add\) has no spiking"),
+    "sum by keyword": (Wrapped(lambda net, x: net.act(torch.add(net.conv(x), other=net.conv(x)))), r"\(add\) has no"),
+    "norm first": (Wrapped(lambda net, x: net.act(net.conv(net.norm(x))), norm=nn.BatchNorm2d(2)),
+                   "batch norm 'norm' does not follow a convolution"),
+    "norm after relu": (Wrapped(lambda net, x: net.norm(net.act(net.conv(x))), norm=nn.BatchNorm2d(4)),
+                        "batch norm 'norm' does not follow a convolution"),
+    "norm of a branch": (Wrapped(lambda net, x: net.norm(y := net.conv(x)) + y, norm=nn.BatchNorm2d(4)),
+                         "batch norm 'norm' does not follow a convolution or linear layer of its own"),
+    "norm without statistics": (Wrapped(lambda net, x: net.act(net.norm(net.conv(x))),
+                                        norm=nn.BatchNorm2d(4, track_running_stats=False)), "no running statistics"),
+    "branches": (Wrapped(lambda net, x: net.act(net.conv(x)) if x.sum() > 0 else x), "cannot be captured as a graph"),
+    "no relu": (Wrapped(lambda net, x: net.conv(x)), "Wrapped has no ReLU, so nothing in it would spike"),
+    "several inputs": (Several(lambda net, x: x), "takes several inputs, must take one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_spike_is_refused_by_name(case: str) -> None:
+    network, message = REFUSED[case]
+    with pytest.raises(ConversionError, match=f"network: .*{message}") as error:
+        spiking_body(network, SHAPE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("picked", [[0, 2, 0, 1], slice(0, 4)], ids=str)
+def test_channels_that_are_picked_have_one_threshold(picked: Any) -> None:
+    network = seeded(Net(lambda net, x: net.head(torch.relu(net.first(x))[:, picked].flatten(1))))
+    chosen = calibration(pictures(4))
+    body = spiking_body(network, SHAPE)
+    balance(body, BALANCERS["max"], chosen)
+    assert fit(readout(body, chosen.encoder, chosen.images, 256), network(chosen.images).detach())[1] < 0.05
+    with pytest.raises(ConversionError, match="'getitem' picks or mixes channels"):
+        balance(spiking_body(network, SHAPE, granularity="channel"), BALANCERS["max"], chosen)
+
+
+def test_channels_that_are_mixed_have_one_threshold() -> None:
+    network = Net(lambda net, x: nn.functional.adaptive_avg_pool2d(torch.relu(net.first(x)).mean(1), 3).flatten(1))
+    with pytest.raises(ConversionError, match="'mean' picks or mixes channels"):
+        body = spiking_body(network, SHAPE, granularity="channel")
+        balance(body, BALANCERS["activation-max"], calibration(pictures(4)))
+
+
+@pytest.mark.parametrize("case", ["max pool", "functional max pool"])
+def test_a_max_pool_can_pass_any_spike(case: str) -> None:
+    assert set(MAX_POOL_CHOICES) == {"refuse", "any-spike"}
+    body = spiking_body(REFUSED[case][0], SHAPE, max_pool="any-spike")
+    frames = pictures(2).unsqueeze(0).expand(3, -1, -1, -1, -1)
+    trains: dict[str, Tensor] = {}
+    with torch.no_grad():
+        outputs, _ = SpikingModel(body, Encoder("direct"))(frames, observe=trains.__setitem__)
+    (spikes,) = trains.values()
+    any_spike = spikes.unflatten(3, (4, 2)).unflatten(5, (4, 2)).amax((4, 6))
+    assert torch.equal(outputs, any_spike.cumsum(0))
+
+
+def test_kept_batch_norm_is_refused_by_balancing() -> None:
+    network = seeded(Residual(batch_norm=True))
+    body = spiking_body(network, SHAPE, fold_batch_norm=False)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in body.modules()) == 5
+    with pytest.raises(ConversionError, match=r"batch norm 'same.residual.1' is kept"):
+        balance(body, BALANCERS["activation-max"], calibration(pictures(2)))

@@ -1,0 +1,665 @@
+"""The stages on real digits: the whole chain, the same numbers again, resuming, damage, and everyone's mistakes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numba
+import pandas as pd
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from test_cli import fail, succeed
+from torch import Tensor, nn
+from toy_stages import snapshot
+
+from hybridsnn.artifacts import MANIFEST, Artifact, artifacts_in, sha256_of
+from hybridsnn.config import resolve
+from hybridsnn.conversion import BALANCERS
+from hybridsnn.data import DATASETS, ImageData, MemoryImages, image_data, load
+from hybridsnn.encoders import ENCODERS
+from hybridsnn.errors import ArtifactError, ConfigError
+from hybridsnn.learning import RULES
+from hybridsnn.model import SpikingModel
+from hybridsnn.stages import STAGES, convert, finetune, train_ann
+from hybridsnn.stages.base import Environment, execute
+from hybridsnn.stages.networks import COLUMNS, METRICS, MODEL, WEIGHTS, ModelDescription, load_network
+
+ANN = {"width": 0.25, "batch_norm": True, "augmentation": "none", "epochs": 4}  # half a second, 94 %
+ALONE = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # as in this process, for the same sums
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    numba.set_num_threads(1)
+
+
+class Notes:
+    """Progress that keeps what it is told, and is interrupted on a word."""
+
+    def __init__(self, interrupt_on: str = "never"):
+        self.said: list[str] = []
+        self.interrupt_on = interrupt_on
+
+    def track(self, iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+        yield from iterable
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+        if text.startswith(self.interrupt_on):
+            raise KeyboardInterrupt
+
+
+def make(run: Path, stage: str, *parents: Artifact, notes: Notes | None = None, **settings: Any) -> Artifact:
+    """The artifact of a stage, made unless the run holds it already."""
+    how = {key: settings.pop(key) for key in ("name", "fresh") if key in settings}
+    environment = Environment(device="cpu", progress=notes or Notes())
+    config = resolve(STAGES[stage].config, settings, stage)
+    return execute(STAGES[stage], config, parents, run, environment, **how)[0]
+
+
+def metrics(artifact: Artifact) -> pd.DataFrame:
+    return pd.read_csv(artifact.file(METRICS))
+
+
+def accuracies(evaluation: Artifact, metric: str = "accuracy") -> list[float]:
+    """At each step; one number for an ANN."""
+    rows = metrics(evaluation)
+    return rows.loc[rows["metric"] == metric, "value"].tolist()
+
+
+def losses(evaluation: Artifact) -> list[float]:
+    return accuracies(evaluation, "loss")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a network of each kind, to read from and to add to."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "default"
+    ann = make(folder, "train-ann", name="ann", **ANN)
+    converted = make(folder, "convert", ann, name="converted", timesteps=8, initial_potential=0.5)
+    make(folder, "finetune", converted, name="tuned", epochs=1, timesteps=3, learning_rate=2e-3, dropout=0.0)
+    make(folder, "evaluate", ann, name="ann-test")
+    return folder
+
+
+def of(run: Path, name: str) -> Artifact:
+    return Artifact.open(run / name)
+
+
+@pytest.fixture
+def workplace(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own to call commands in, whose run holds what `run` began with; returns the run."""
+    for name in ("ann", "converted", "tuned", "ann-test"):
+        shutil.copytree(run / name, tmp_path / "checkpoints" / "default" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYBRIDSNN_CHECKPOINTS", raising=False)
+    monkeypatch.delenv("HYBRIDSNN_DATA", raising=False)
+    return tmp_path / "checkpoints" / "default"
+
+
+# The chain.
+
+
+def test_a_network_learns_the_digits(run: Path) -> None:
+    assert accuracies(of(run, "ann-test"))[-1] > 0.8
+    history = metrics(of(run, "ann"))
+    assert tuple(history.columns) == COLUMNS
+    assert set(history["stage"]) == {"train-ann"}
+    for split in ("train", "validation"):
+        rows = history[(history["split"] == split) & (history["metric"] == "loss")]
+        assert rows["epoch"].tolist() == [1, 2, 3, 4]
+        assert rows["value"].iloc[-1] < rows["value"].iloc[0]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("balance", BALANCERS)
+def test_every_conversion_comes_near_its_network(balance: str, encoder: str, run: Path) -> None:
+    timesteps = 64 if ENCODERS[encoder].random else 16
+    converted = make(
+        run, "convert", of(run, "ann"), balance=balance, encoder=encoder, timesteps=timesteps, initial_potential=0.5,
+        calibration_images=128,
+    )  # fmt: skip
+    evaluation = make(run, "evaluate", converted)
+    by_step = accuracies(evaluation)
+    assert by_step[-1] > accuracies(of(run, "ann-test"))[-1] - 0.1
+    assert by_step[0] < by_step[-1]
+
+    model, description = load_network(converted)
+    assert isinstance(model, SpikingModel)
+    assert description.spiking is not None and description.spiking.timesteps == timesteps
+    rows = metrics(evaluation)
+    assert tuple(rows.columns) == COLUMNS
+    assert set(rows["stage"]) == {"evaluate"} and set(rows["split"]) == {"test"}
+    assert rows.loc[rows["metric"] == "accuracy", "step"].tolist() == list(range(1, timesteps + 1))
+    assert rows.loc[rows["metric"] == "images", "value"].tolist() == [359]
+    rates = rows[rows["metric"] == "firing-rate"]
+    assert rates["layer"].tolist() == list(model.neurons)
+    assert rates["value"].between(0, 1).all() and (rates["value"] > 0).any()
+    spikes = rows[rows["metric"] == "spikes-per-image"]
+    whole = spikes["layer"].isna()
+    assert spikes.loc[whole, "value"].item() == pytest.approx(spikes.loc[~whole, "value"].sum())
+    thresholds = metrics(converted)
+    assert thresholds["layer"].tolist() == list(model.neurons)
+    assert (thresholds["value"] > 0).all()
+
+
+def test_a_shorter_evaluation_is_the_beginning_of_a_longer_one(run: Path) -> None:
+    converted = make(run, "convert", of(run, "ann"), encoder="poisson", timesteps=20)
+    long, short = (make(run, "evaluate", converted, timesteps=timesteps, batch_size=64) for timesteps in (20, 7))
+    assert accuracies(short) == accuracies(long)[:7]
+    other = make(run, "evaluate", converted, timesteps=20, batch_size=64, seed=1)
+    assert accuracies(other) != accuracies(long)
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_every_rule_improves_a_network_of_few_steps(method: str, run: Path) -> None:
+    converted = of(run, "converted")
+    tuned = make(run, "finetune", converted, method=method, epochs=2, timesteps=4, learning_rate=2e-3, dropout=0.0)
+    before, after = make(run, "evaluate", converted, timesteps=4), make(run, "evaluate", tuned)
+    assert len(accuracies(after)) == 4  # the steps it was tuned for are its own now
+    assert losses(after)[-1] < 0.8 * losses(before)[-1]
+    assert accuracies(after)[-1] > accuracies(before)[-1] - 0.02
+    again = make(run, "finetune", tuned, method=method, epochs=1)
+    assert [parent.name for parent in again.manifest.parents] == [tuned.name]
+
+
+def test_thresholds_and_leaks_learn_when_asked_to(run: Path) -> None:
+    converted = of(run, "converted")
+    learning = {"learn_thresholds": True, "learn_leaks": True, "neuron_learning_rate": 0.05}
+    tuned = make(run, "finetune", converted, epochs=1, timesteps=3, **learning)
+    before, after, fixed = (load_file(net.file(WEIGHTS)) for net in (converted, tuned, of(run, "tuned")))
+    thresholds, leaks = ([name for name in before if name.endswith(end)] for end in ("threshold", "leak"))
+    assert len(thresholds) == len(leaks) == 3
+    assert all(torch.equal(fixed[name], before[name]) for name in (*thresholds, *leaks))
+    assert not any(torch.equal(after[name], before[name]) for name in thresholds)
+    assert not all(torch.equal(after[name], before[name]) for name in leaks)  # one at its bound may stay there
+    assert all((after[name] > 0).all() for name in thresholds)
+    assert all(((after[name] >= 0) & (after[name] <= 1)).all() for name in leaks)
+
+
+def test_the_report_gathers_evaluations(run: Path) -> None:
+    evaluations = [make(run, "evaluate", of(run, name), name=f"{name}-test") for name in ("ann", "converted", "tuned")]
+    report = make(run, "report", *evaluations, title="All three")
+    assert {"index.html", "accuracy.csv", "accuracy.md", "accuracy_by_step.csv", "firing_rates.csv"} <= set(
+        report.manifest.files
+    )
+    page = report.file("index.html").read_text()
+    assert "All three" in page
+    for name in ("ann", "converted", "tuned"):
+        assert name in page
+        assert name in report.file("accuracy.csv").read_text()
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_learning_from_scratch(method: str, tmp_path: Path) -> None:
+    untrained = make(tmp_path, "train-ann", width=0.25, epochs=0, dropout=0.0, augmentation="none")
+    assert metrics(untrained).empty
+    converted = make(tmp_path, "convert", untrained, timesteps=8, initial_potential=0.5)
+    scratch = make(tmp_path, "finetune", converted, method=method, epochs=4, learning_rate=2e-3)
+    assert accuracies(make(tmp_path, "evaluate", scratch))[-1] > 0.5  # chance is 0.1
+
+
+def test_a_batch_may_hold_all_images(tmp_path: Path) -> None:
+    ann = make(tmp_path, "train-ann", width=0.25, epochs=1, batch_size=10_000)
+    assert len(accuracies(make(tmp_path, "evaluate", ann, batch_size=10_000))) == 1
+
+
+# The same again.
+
+
+def logits(network: nn.Module, description: ModelDescription) -> Tensor:
+    """What a network answers to eight images, with its own preprocessing, encoder and number of steps."""
+    positions = torch.arange(8)
+    pictures = load(description.images.dataset, size=description.images.image_size).test.batch(positions)
+    images = description.images.preprocessing()(pictures)
+    network.eval()
+    with torch.no_grad():
+        if description.spiking is None:
+            return network(images)
+        assert isinstance(network, SpikingModel)
+        return network(network.encoder(images, positions, description.spiking.timesteps, seed=3))[0]
+
+
+def write_logits(target: str, *folders: str) -> None:
+    """For a process of its own: load networks by their paths and save what they answer."""
+    save_file({folder: logits(*load_network(Artifact.open(Path(folder)))) for folder in folders}, target)
+
+
+def test_a_saved_network_answers_the_same_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: dict[str, Tensor] = {}
+    for stage in (train_ann, convert, finetune):
+        save = stage.save_network
+
+        def watched(folder: Path, description: ModelDescription, network: nn.Module, save: Any = save) -> None:
+            save(folder, description, network)
+            alive[sha256_of(folder / WEIGHTS)] = logits(network, description)
+
+        monkeypatch.setattr(stage, "save_network", watched)
+    ann = make(tmp_path, "train-ann", image_size=10, **ANN | {"epochs": 1})
+    # Direct coding first, then the rest: per channel, hard reset, random spikes.
+    direct = make(tmp_path, "convert", ann, timesteps=5, initial_potential=0.5)
+    poisson = make(tmp_path, "convert", ann, encoder="poisson", granularity="channel", reset="hard", timesteps=7)
+    tuned = make(tmp_path, "finetune", poisson, epochs=1, timesteps=3, learn_leaks=True)
+    made = (ann, direct, poisson, tuned)
+    arguments = [str(tmp_path / "logits.safetensors"), *(str(artifact.path) for artifact in made)]
+    program = "import sys, torch, test_stages; torch.set_num_threads(1); test_stages.write_logits(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, env=ALONE, cwd=Path(__file__).parent)
+    there = load_file(tmp_path / "logits.safetensors")
+    for artifact, timesteps in zip(made, (None, 5, 7, 3), strict=True):
+        here = logits(*load_network(artifact))
+        assert here.shape == ((8, 10) if timesteps is None else (timesteps, 8, 10))
+        assert torch.equal(there[str(artifact.path)], here)
+        # In training, weights may lie in another order in memory, and sums come out in another order with them.
+        torch.testing.assert_close(alive[artifact.manifest.files[WEIGHTS]], here, rtol=1e-4, atol=1e-4)
+
+
+def test_one_seed_gives_one_result_and_another_another(tmp_path: Path) -> None:
+    def chain(folder: Path, seeds: tuple[int, int, int]) -> list[str]:
+        ann = make(folder, "train-ann", width=0.25, epochs=1, dropout=0.2, augmentation="shift", seed=seeds[0])
+        converted = make(folder, "convert", ann, encoder="poisson", timesteps=4, calibration_images=64, seed=seeds[1])
+        tuned = make(folder, "finetune", converted, epochs=1, dropout=0.2, augmentation="shift", seed=seeds[2])
+        return [sha256_of(artifact.file(WEIGHTS)) for artifact in (ann, converted, tuned)]
+
+    first = chain(tmp_path / "first", (0, 0, 0))
+    assert chain(tmp_path / "again", (0, 0, 0)) == first
+    digests = [[artifact.digest for artifact in artifacts_in(tmp_path / name)] for name in ("first", "again")]
+    assert digests[0] == digests[1]
+    assert chain(tmp_path / "first", (0, 0, 1))[:2] == first[:2]
+    other = chain(tmp_path / "first", (1, 1, 1))
+    assert len({*first, *other, chain(tmp_path / "first", (0, 0, 1))[2]}) == 7
+
+
+KILLED = """
+import os, signal
+from hybridsnn.cli import main
+from hybridsnn.learning import Optimisation
+
+set_rate = Optimisation.set_rate
+
+def set_rate_until_killed(self, optimiser, progress):
+    if progress > 0.6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return set_rate(self, optimiser, progress)
+
+Optimisation.set_rate = set_rate_until_killed
+main()
+"""
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    """Settings as they are typed."""
+    typed = []
+    for setting, value in settings.items():
+        kebab = setting.replace("_", "-")
+        typed += [f"--{kebab}" if value else f"--no-{kebab}"] if isinstance(value, bool) else [f"--{kebab}", str(value)]
+    return typed
+
+
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    cases = {
+        "train-ann": {"width": 0.25, "batch_norm": True, "epochs": 4, "optimizer": "adam", "learning_rate": 0.01},
+        "finetune": {"epochs": 4, "timesteps": 3, "dropout": 0.2, "learn_thresholds": True, "optimizer": "sgd"},
+    }
+    for name in ("killed", "whole"):
+        ann = make(tmp_path / name, "train-ann", **ANN)
+        make(tmp_path / name, "convert", ann, encoder="poisson", timesteps=4)
+    processes = {
+        stage: subprocess.Popen(
+            [
+                *(sys.executable, "-c", KILLED, stage, "--checkpoints", str(tmp_path), "--run", "killed"),
+                *("--device", "cpu", *options(settings)),
+            ],
+            env=ALONE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for stage, settings in cases.items()
+    }
+    for stage, process in processes.items():
+        _, log = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, log
+        assert "epoch 2/4" in log and "epoch 3/4" not in log, stage
+    assert [artifact.name for artifact in artifacts_in(tmp_path / "killed")] == ["train-ann", "convert-max"]
+    for stage, settings in cases.items():
+        notes = Notes()
+        made = []
+        for name in ("killed", "whole"):
+            parents = [of(tmp_path / name, "convert-max")] if stage == "finetune" else []
+            made.append(make(tmp_path / name, stage, *parents, notes=notes if name == "killed" else None, **settings))
+        assert notes.said[0] == "resuming after epoch 2 of 4"
+        assert made[0].manifest.files == made[1].manifest.files  # weights, metrics of all epochs, settings
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+def test_what_was_interrupted_can_be_started_over(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole", "train-ann", **ANN)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, "train-ann", notes=Notes(interrupt_on="epoch 2/"), **ANN)
+    [checkpoint] = tmp_path.glob(".resume-*/checkpoint.safetensors")
+    kept = checkpoint.read_bytes()
+    checkpoint.write_bytes(kept[:-100])
+    with pytest.raises(ArtifactError, match="is damaged .*start over with --fresh"):
+        make(tmp_path, "train-ann", **ANN)
+    checkpoint.write_bytes(kept)
+    notes = Notes()
+    over = make(tmp_path, "train-ann", notes=notes, fresh=True, **ANN)
+    assert notes.said[0].startswith("epoch 1/4")
+    assert over.digest == whole.digest
+
+
+# What may not be seen.
+
+
+def with_digits(monkeypatch: pytest.MonkeyPatch, change: Callable[[ImageData], ImageData]) -> None:
+    entry = DATASETS["digits"]
+    monkeypatch.setitem(DATASETS, "digits", replace(entry, read=lambda request: change(entry.read(request))))
+
+
+@dataclass(frozen=True, eq=False)
+class Sealed(MemoryImages):
+    """Pictures that nobody may look at."""
+
+    def batch(self, positions: Tensor) -> Tensor:
+        raise PermissionError("looked at the test images")
+
+
+def test_only_evaluate_sees_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seal(data: ImageData) -> ImageData:
+        assert isinstance(data.test, MemoryImages)
+        return replace(data, test=Sealed(data.test.pixels, data.test.labels))
+
+    with_digits(monkeypatch, seal)
+    ann = make(tmp_path, "train-ann", **ANN | {"epochs": 1})
+    loaded = make(tmp_path, "load-ann", width=0.25, batch_norm=True, weights=ann.file(WEIGHTS))
+    for balance in BALANCERS:
+        converted = make(tmp_path, "convert", loaded, balance=balance, timesteps=2, calibration_images=32)
+    tuned = make(tmp_path, "finetune", converted, epochs=1)
+    make(tmp_path, "evaluate", tuned, split="validation")
+    with pytest.raises(PermissionError, match="looked at the test images"):
+        make(tmp_path, "evaluate", tuned)
+
+
+def test_validation_images_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watch(data: ImageData) -> ImageData:
+        assert isinstance(data.train, MemoryImages)
+        return replace(data, train=Watched(data.train.pixels, data.train.labels))
+
+    @dataclass(frozen=True, eq=False)
+    class Watched(MemoryImages):
+        def batch(self, positions: Tensor) -> Tensor:
+            seen.extend(positions.tolist())
+            return super().batch(positions)
+
+    with_digits(monkeypatch, watch)
+    ann = make(tmp_path, "train-ann", width=0.25, epochs=0)
+    seen.clear()
+    make(tmp_path, "evaluate", ann, split="validation")
+    validation = set(seen)
+    assert len(validation) == 144
+    seen.clear()
+    converted = make(tmp_path, "convert", ann, calibration_images=10_000, timesteps=2, balance="activation-max")
+    assert len(seen) == len(set(seen)) == 1438 - 144 and validation.isdisjoint(seen)
+    seen.clear()
+    make(tmp_path, "finetune", converted, epochs=1)
+    assert {position: seen.count(position) for position in seen} == dict.fromkeys(range(1438), 1)
+
+
+# Damage and mistakes: one line, exit code 2, and nothing changes.
+
+
+def refuse(*arguments: str) -> str:
+    """The one line with which a command refuses, having changed nothing."""
+    before = snapshot(Path.cwd())
+    message = fail(*arguments)
+    assert snapshot(Path.cwd()) == before
+    return message
+
+
+def tamper(folder: Path, name: str, change: Callable[[Path], None]) -> None:
+    """Change a file together with its hash in the manifest, as one who knows the format could."""
+    change(folder / name)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][name] = sha256_of(folder / name)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("colour", "red", "model.json: colour: "),
+        ("images.colour", "red", "model.json: images.colour: "),
+        ("images.mean", "none", "model.json: images.mean: "),
+        ("network.colour", "red", "model.json: network.colour: "),
+        ("network.classes", "ten", "model.json: network.classes: "),
+        ("network.name", "digit-cnn", "model.json: network: unknown 'digit-cnn'. Did you mean 'digits-cnn'?"),
+        ("network.input_shape", [1, 2, 2], "needs at least 4x4"),
+        ("spiking.encoder.name", "posson", "model.json: encoder: unknown 'posson'. Did you mean 'poisson'?"),
+        ("spiking.encoder.colour", "red", "model.json: spiking.encoder.colour: "),
+        ("spiking.granularity", "neuron", "model.json: spiking.granularity: "),
+        ("spiking.reset", "none", "model.json: spiking.reset: "),
+        ("network.width", 0.5, "weights do not match the network; "),
+    ],
+)
+def test_a_description_that_is_not_understood(place: str, value: Any, message: str, workplace: Path) -> None:
+    def change(path: Path) -> None:
+        description = json.loads(path.read_text())
+        *outer, last = place.split(".")
+        part = description
+        for key in outer:
+            part = part[key]
+        part[last] = value
+        path.write_text(json.dumps(description))
+
+    tamper(workplace / "converted", MODEL, change)
+    assert message in refuse("evaluate", "--from", "converted")
+    assert message in refuse("finetune", "--from", "converted")
+
+
+def test_weights_that_do_not_fit(workplace: Path) -> None:
+    def change(path: Path) -> None:
+        weights = load_file(path)
+        weights["extra.weight"] = weights.pop("features.0.weight")
+        weights["classifier.5.weight"] = torch.zeros(3, 2)
+        save_file(weights, path)
+
+    tamper(workplace / "ann", WEIGHTS, change)
+    message = refuse("convert", "--from", "ann")
+    assert "1 missing: features.0.weight; 1 not in the network: extra.weight; 1 of another shape: " in message
+    assert "classifier.5.weight (got [3, 2], needs [10, 32])" in message
+    tamper(workplace / "ann", WEIGHTS, lambda path: path.write_bytes(b"garbage" * 10) and None)
+    assert "not a safetensors file" in refuse("convert", "--from", "ann")
+
+
+@pytest.mark.parametrize("name", ["ann", "converted", "tuned"])
+def test_one_bit_of_a_weight_is_noticed(name: str, workplace: Path) -> None:
+    path = workplace / name / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert f"'{WEIGHTS}' is damaged" in refuse("evaluate", "--from", name)
+    assert f"'{WEIGHTS}' is damaged" in refuse("evaluate")
+    path.unlink()
+    assert f"'{WEIGHTS}' is missing" in refuse("evaluate", "--from", name)
+
+
+@pytest.mark.parametrize(
+    ("stage", "source", "message"),
+    [
+        ("convert", "converted", "is of kind snn, wanted ann"),
+        ("convert", "ann-test", "is of kind evaluation, wanted ann"),
+        ("finetune", "ann", "is of kind ann, wanted snn"),
+        ("evaluate", "ann-test", "is of kind evaluation, wanted ann or snn"),
+        ("report", "tuned", "is of kind snn, wanted evaluation"),
+        ("convert", "nothing", "no such artifact"),
+    ],
+)
+def test_the_wrong_kind(stage: str, source: str, message: str, workplace: Path) -> None:
+    assert message in refuse(stage, "--from", source)
+
+
+@pytest.mark.parametrize(("stage", "source"), [("convert", "ann"), ("finetune", "converted"), ("evaluate", "tuned")])
+def test_other_pictures_are_refused(
+    stage: str, source: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_digits(monkeypatch, lambda data: image_data(data.name, data.test, data.train, data.classes))
+    message = refuse(stage, "--from", source)
+    assert "was made with digits (" in message and "give the same folder with --data" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train-ann --epochs -1", "train-ann.epochs: got -1, must be greater than or equal to 0"),
+        ("train-ann --network digit-cnn", "train-ann.network: unknown 'digit-cnn'. Did you mean 'digits-cnn'?"),
+        ("train-ann --dataset digit", "train-ann.dataset: unknown 'digit'. Did you mean 'digits'?"),
+        ("train-ann --dataset imagefolder", "no folder given"),
+        ("train-ann --dataset imagefolder --data nowhere", "nowhere"),
+        ("train-ann --dataset mnist --data nowhere", "nowhere"),
+        ("train-ann --network lenet5", "needs at least 12x12"),
+        ("train-ann --network vgg16 --image-size 4", "choose a smaller network or a larger --image-size"),
+        ("train-ann --image-size 2", "needs at least 4x4"),
+        ("train-ann --validation 1", "train-ann.validation: got 1.0, must be less than 1"),
+        ("train-ann --validation 0.0001", "validation: got 0.0001, which keeps back 0 of 1438 training images"),
+        ("train-ann --validation 0.9999", "which keeps back 1438 of 1438 training images"),
+        ("train-ann --width 0.25 --learning-rate 1e30", "learning_rate: the loss is nan in epoch 1"),
+        ("train-ann --batch-size 0", "train-ann.batch_size: got 0"),
+        ("train-ann --optimizer sdg", "Did you mean 'sgd'?"),
+        ("train-ann --schedule cosin", "Did you mean 'cosine'?"),
+        ("train-ann --augmentation shif", "Did you mean 'shift'?"),
+        ("train-ann --device nonsense", "device: got 'nonsense'"),
+        ("train-ann --device cpu:x", "device: got 'cpu:x'"),
+        ("train-ann --device cpu --precision 16-mixed", "precision: got '16-mixed'"),
+        ("convert --device nonsense", "device: got 'nonsense'"),
+        ("convert --balance mix", "convert.balance: unknown 'mix'. Did you mean 'max'?"),
+        ("convert --encoder posson", "Did you mean 'poisson'?"),
+        ("convert --granularity chanel", "Did you mean 'channel'?"),
+        ("convert --max-pool any", "convert.max_pool: unknown 'any'"),
+        ("convert --timesteps 0", "convert.timesteps: got 0"),
+        ("convert --threshold-scale 0", "convert.threshold_scale: got 0.0"),
+        ("convert --initial-potential 1", "convert.initial_potential: got 1.0, must be less than 1"),
+        ("convert --percentile 101 --reset none", "convert.reset: got 'none', must be 'soft' or 'hard'; "),
+        ("finetune --method stbd", "finetune.method: unknown 'stbd'. Did you mean 'stdb'? Choices: "),
+        ("finetune --epochs 0", "finetune.epochs: got 0"),
+        ("finetune --dropout 1", "finetune.dropout: got 1.0, must be less than 1"),
+        ("finetune --learning-rate 1e30", "learning_rate: "),
+        ("evaluate --split train", "evaluate.split: got 'train', must be 'test' or 'validation'"),
+        ("evaluate --timesteps -3", "evaluate.timesteps: got -3"),
+        ("evaluate --device nonsense", "device: got 'nonsense'"),
+        ("report --from tuned --from ann-test", "is of kind snn, wanted evaluation"),
+        ("load-ann", "load-ann.weights: is required"),
+        ("load-ann --weights none.pt", "load-ann.weights: none.pt is not a file"),
+        ("load-ann --weights none.pt --network lenet", "load-ann.network: unknown 'lenet'. Did you mean 'lenet5'?"),
+        ("run pipelines/demo.yaml", "no such recipe"),
+    ],
+)
+def test_bad_settings(arguments: str, message: str, workplace: Path) -> None:
+    assert message in refuse(*arguments.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(workplace: Path) -> None:
+    for stage in ("train-ann", "convert", "finetune", "evaluate"):
+        for device in ("cuda", "cuda:1"):
+            assert f"device: got '{device}'" in refuse(stage, "--device", device)
+
+
+def test_there_may_be_no_validation_images(workplace: Path) -> None:
+    succeed("train-ann", "--validation", "0", "--width", "0.25", "--epochs", "1", "--name", "all")
+    assert set(metrics(of(workplace, "all"))["split"]) == {"train"}
+    assert "evaluate.split: 'validation' has no images" in refuse("evaluate", "--split", "validation", "--from", "all")
+
+
+# Networks from elsewhere.
+
+
+def test_weights_come_in_from_any_usual_file(run: Path, tmp_path: Path) -> None:
+    ann = of(run, "ann")
+    weights = load_file(ann.file(WEIGHTS))
+    save_file(weights, tmp_path / "a.safetensors")
+    torch.save(weights, tmp_path / "b.pt")
+    torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "c.pth")
+    torch.save({"model": weights}, tmp_path / "d.pt")
+    files = sorted(tmp_path.iterdir())
+    for number, file in enumerate(files):
+        loaded = make(tmp_path / str(number), "load-ann", width=0.25, batch_norm=True, weights=file)
+        assert loaded.manifest.files[WEIGHTS] == ann.manifest.files[WEIGHTS]
+        assert torch.equal(logits(*load_network(loaded)), logits(*load_network(ann)))
+    # The content counts, not the place.
+    shutil.copy(files[0], tmp_path / "moved.safetensors")
+    moved = make(tmp_path / "0", "load-ann", width=0.25, batch_norm=True, weights=tmp_path / "moved.safetensors")
+    assert [artifact.path for artifact in artifacts_in(tmp_path / "0")] == [moved.path]
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("exploded"),)
+
+
+def test_files_that_are_no_weights(workplace: Path) -> None:
+    torch.save(Bomb(), "code.pt")
+    torch.save({"state_dict": {"weight": torch.zeros(1), "bomb": Bomb()}}, "hidden.pt")
+    torch.save([torch.zeros(1)], "list.pt")
+    torch.save({"weight": 3}, "number.pt")
+    Path("text.pt").write_text("weights")
+    Path("text.safetensors").write_text("weights")
+    Path("empty.pt").touch()
+    for name in ("code.pt", "hidden.pt", "text.pt", "text.safetensors", "empty.pt"):
+        assert f"load-ann.weights: {name} cannot be read as weights (" in refuse("load-ann", "--weights", name)
+    for name in ("list.pt", "number.pt"):
+        assert f"load-ann.weights: {name} holds no state_dict" in refuse("load-ann", "--weights", name)
+    assert not Path("exploded").exists()
+
+
+def test_loaded_weights_that_do_not_fit(workplace: Path) -> None:
+    weights = load_file(workplace / "ann" / WEIGHTS)
+    weights["extra.weight"] = weights.pop("features.0.weight")
+    weights["classifier.5.weight"] = torch.zeros(3, 2)
+    torch.save(weights, "w.pt")
+    message = refuse("load-ann", "--weights", "w.pt", "--width", "0.25", "--batch-norm")
+    assert "w.pt: weights do not match the network; 1 missing: features.0.weight; " in message
+    assert "1 not in the network: extra.weight; 1 of another shape: classifier.5.weight (got [3, 2]," in message
+
+
+def test_a_network_of_timm(workplace: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=10, in_chans=1).eval()
+    torch.save(network.state_dict(), "timm.pt")
+    command = ("load-ann", "--run", "timm", "--network", "timm:resnet10t", "--weights", "timm.pt")
+    succeed(*command, "--image-size", "32")
+    loaded, description = load_network(Artifact.open(Path("checkpoints/timm/load-ann")))
+    torch.testing.assert_close(logits(loaded, description), logits(network, description))
+    few = ("--run", "timm", "--timesteps", "3", "--calibration-images", "8", "--calibration-timesteps", "5")
+    assert "'maxpool' (MaxPool2d) has no spiking counterpart" in refuse("convert", *few)
+    succeed("convert", *few, "--max-pool", "any-spike")
+    answer = logits(*load_network(Artifact.open(Path("checkpoints/timm/convert-max"))))
+    assert answer.shape == (3, 8, 10) and answer.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("torchvision:resnet18", "network: 'torchvision:resnet18' takes pictures of 3 channels, got 1"),
+        ("torchvision:resnet81", "network: torchvision: unknown 'resnet81'. Did you mean 'resnet18'?"),
+        ("timm:resnet81", "network: timm: unknown 'resnet81'. Did you mean 'resnet18'?"),
+    ],
+)
+def test_networks_of_other_libraries_that_cannot_be(network: str, message: str, workplace: Path) -> None:
+    weights = str(workplace / "ann" / WEIGHTS)
+    assert message in refuse("load-ann", "--network", network, "--weights", weights)
+
+
+def test_weights_are_required_by_the_stage_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"load-ann\.weights: is required"):
+        make(tmp_path, "load-ann")
+    assert artifacts_in(tmp_path) == []
