@@ -1,8 +1,7 @@
 """Encoders: images in, frames over time out. Random spikes are a pure function of seed, image, step and pixel."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -86,10 +85,6 @@ class Encoder:
             `[T, B, C, H, W]`; a code that does not change in time has stride 0 along `T`.
         """
         return ENCODERS[self.name].encode(images / self.scale, indices, timesteps, start, seed)
-
-    def spec(self) -> dict[str, Any]:
-        """Plain values from which `Encoder(**spec)` makes the same one again."""
-        return asdict(self)
 
 
 def _direct(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:

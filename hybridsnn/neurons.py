@@ -94,19 +94,24 @@ class SharedDropout(TemporalModule):
 
     Args:
         probability: of a value being dropped, in [0, 1).
+        whole_channels: drop channels instead of single values.
     """
 
-    def __init__(self, probability: float):
+    def __init__(self, probability: float, *, whole_channels: bool = False):
         super().__init__()
         self.probability = probability
+        self.whole_channels = whole_channels
 
     def forward(self, values: Tensor, state: Tensor | None = None, surrogate: Any = None) -> tuple[Tensor, Any]:
         """Values `[T, B, *N]` and the mask `[B, *N]` of earlier chunks (None draws one) to values and mask."""
         if not self.training or self.probability == 0:
             return values, None
         if state is None:
-            state = nn.functional.dropout(torch.ones_like(values[0]), self.probability)
+            shape = values.shape[1:]
+            if self.whole_channels:
+                shape = torch.Size((*shape[:2], *[1] * (len(shape) - 2)))
+            state = nn.functional.dropout(values.new_ones(shape), self.probability)
         return values * state, state
 
     def extra_repr(self) -> str:
-        return f"probability={self.probability}"
+        return f"probability={self.probability}, whole_channels={self.whole_channels}"

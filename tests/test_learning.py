@@ -200,7 +200,7 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_seeds_of_different_parts_differ() -> None:
-    parts = [(a, b) for a in range(20) for b in range(20)]
+    parts = [(a, b) for a in range(20) for b in range(20)] + [(a,) for a in range(20)]
     seeds = {seed_of(*part) for part in parts}
     assert len(seeds) == len(parts)
     assert all(0 <= seed < 2**64 for seed in seeds) and max(seeds) > 2**60

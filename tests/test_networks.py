@@ -175,13 +175,6 @@ def test_weights_start_as_in_the_paper() -> None:
     assert all(torch.equal(one, other) for one, other in zip(network.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["vgg5", "timm:resnet18"])
-def test_a_specification_is_its_plain_values(name: str) -> None:
-    spec = NetworkSpec(name, CIFAR, 10, batch_norm=True, width=0.5, dropout=0.1)
-    assert NetworkSpec.from_spec(spec.spec()) == spec
-    assert spec.spec()["input_shape"] == [3, 32, 32]
-
-
 @pytest.mark.parametrize(("name", "channels"), [("timm:resnet18", 1), ("timm:vgg11", 3), ("torchvision:resnet18", 3)])
 def test_networks_of_other_libraries(name: str, channels: int) -> None:
     if name.startswith("timm"):

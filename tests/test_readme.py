@@ -91,7 +91,10 @@ def test_commands_are_understood(document: Path) -> None:
                 assert TARGETS.issuperset(targets), " ".join(words)
             case ["python" | "python3", script, *_] if not script.startswith("-"):
                 assert (ROOT / script).is_file(), " ".join(words)
-            case ["./" | "cd" | "git" | "pip" | "hybridsnn" | "python" | "python3" | "export" | "torchrun" | "nvcc", *_]:
+            case [
+                "./" | "cd" | "git" | "pip" | "hybridsnn" | "python" | "python3" | "export" | "torchrun" | "nvcc",
+                *_,
+            ]:
                 pass
             case _:
                 raise AssertionError(f"{document.name}: what is `{' '.join(words)}`?")

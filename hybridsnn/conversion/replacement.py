@@ -69,7 +69,9 @@ def spiking_body(
             neuron = SpikingNeuron(channels, reset=reset, initial_potential=initial_potential)
             body.set_submodule(str(node.target), neuron)
         elif isinstance(module, DROPOUTS):
-            body.set_submodule(str(node.target), SharedDropout(float(module.p)))
+            body.set_submodule(
+                str(node.target), SharedDropout(float(module.p), whole_channels=type(module) is not nn.Dropout)
+            )
     if not any(isinstance(module, SpikingNeuron) for module in body.modules()):
         raise ConversionError(f"network: {type(network).__name__} has no ReLU, so nothing in it would spike")
     _give_each_summand_a_synapse(body, granularity)

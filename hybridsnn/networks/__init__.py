@@ -1,8 +1,7 @@
 """The networks that can be trained and converted, by name."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -33,15 +32,6 @@ class NetworkSpec:
     batch_norm: bool = False
     width: float = 1.0
     dropout: float | None = None
-
-    def spec(self) -> dict[str, Any]:
-        """Plain values from which `NetworkSpec.from_spec` makes the same one again."""
-        return {**asdict(self), "input_shape": list(self.input_shape)}
-
-    @classmethod
-    def from_spec(cls, values: dict[str, Any]) -> "NetworkSpec":
-        """The inverse of `spec`."""
-        return cls(**{**values, "input_shape": tuple(values["input_shape"])})
 
     def build(self) -> nn.Module:
         """The network with fresh weights, which depend on torch's random state alone.

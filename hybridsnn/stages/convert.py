@@ -35,7 +35,10 @@ class ConvertConfig(StageConfig):
         "layer", description="One threshold per layer, or per channel."
     )
     initial_potential: float | None = Field(
-        None, ge=0, lt=1, description="Membrane before the first step, in thresholds; unset: 0.5 if direct, 0 if random."
+        None,
+        ge=0,
+        lt=1,
+        description="Membrane before the first step, in thresholds; unset: 0.5 if direct, else 0.",
     )
     reset: Literal["soft", "hard"] = Field("soft", description="Subtract the threshold after a spike, or set to 0.")
     max_pool: Annotated[str, Choice(MAX_POOL_CHOICES, "max_pool")] = Field(

@@ -2,6 +2,7 @@
 
 from typing import Annotated, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ def run(work: Work) -> None:
     config = cast(FinetuneConfig, work.config)
     fabric = fabric_for(work, config.precision)
     loaded, description = load_network(work.parents[0])
-    model = cast(SpikingModel, loaded)
+    model = cast(SpikingModel, loaded.to(memory_format=torch.channels_last))
     spiking = description.spiking
     assert spiking is not None  # the parent is an snn
     timesteps = config.timesteps or spiking.timesteps
