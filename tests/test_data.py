@@ -227,8 +227,11 @@ def test_packed_mnist_names_the_command(tmp_path: Path) -> None:
 def test_damaged_mnist(file: str, damage: str, tmp_path: Path) -> None:
     path = write_idx(tmp_path, "MNIST") / "MNIST" / "raw" / file
     content = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut": content[:-5], "header": b"\x01\x02\x03\x04" + content[4:],
-                      "junk": bytes(range(7, 250))}[damage])
+    path.write_bytes(
+        {"empty": b"", "cut": content[:-5], "header": b"\x01\x02\x03\x04" + content[4:], "junk": bytes(range(7, 250))}[
+            damage
+        ]
+    )
     with pytest.raises(DataError, match=r"MNIST/raw is damaged.*Remove the folder and run: .*--download") as error:
         load("mnist", folder=tmp_path)
     message(error)
@@ -355,9 +358,13 @@ def test_fingerprint_changes_with_a_pixel_a_label_and_a_size() -> None:
     other_pixel, other_label = pixels.clone(), labels.clone()
     other_pixel[5, 0, 3, 3] ^= 1
     other_label[5] = 0
-    variants = [(original, original), (MemoryImages(other_pixel, labels), original),
-                (original, MemoryImages(other_pixel, labels)), (MemoryImages(pixels, other_label), original),
-                (MemoryImages(pixels.view(6, 1, 2, 8), labels), original)]
+    variants = [
+        (original, original),
+        (MemoryImages(other_pixel, labels), original),
+        (original, MemoryImages(other_pixel, labels)),
+        (MemoryImages(pixels, other_label), original),
+        (MemoryImages(pixels.view(6, 1, 2, 8), labels), original),
+    ]
     prints = [image_data("x", train, test, ("a", "b")).fingerprint for train, test in variants]
     assert len(set(prints)) == len(prints)
     assert prints[0] == image_data("y", original, MemoryImages(pixels.clone(), labels), ("a", "b")).fingerprint
@@ -541,8 +548,13 @@ def test_affine_stays_within_its_promises() -> None:
     determinant = across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0]
     shear = (across * down).sum(dim=1) * scale**2
     centre = result[:, :, middle - 1 : middle + 1, middle - 1 : middle + 1].mean(dim=(2, 3)) - 0.5
-    for values, limit in ((angle, math.radians(10)), (scale - 1, 0.1), (shear, 0.1), (centre[:, 0], 0.1),
-                          (centre[:, 1], 0.1)):
+    for values, limit in (
+        (angle, math.radians(10)),
+        (scale - 1, 0.1),
+        (shear, 0.1),
+        (centre[:, 0], 0.1),
+        (centre[:, 1], 0.1),
+    ):
         assert 0.9 * limit < values.abs().max() < 1.001 * limit
         assert values.min() < -0.9 * limit and values.max() > 0.9 * limit
     torch.testing.assert_close(determinant, scale**-2)

@@ -305,7 +305,7 @@ def test_a_finished_training_is_not_repeated(make: Callable[[], nn.Module], tmp_
 
 def test_the_weights_that_validated_best_are_kept(tmp_path: Path) -> None:
     """The later of two that are equal; over a death, too; and what is returned is in evaluation mode."""
-    accuracies = [0.3, 0.9, 0.9, 0.2]
+    accuracies = [0.1, 0.3, 0.9, 0.9, 0.2]  # the first, of the weights before training
     seen: list[dict[str, Tensor]] = []
 
     def validate(model: nn.Module) -> dict[str, float]:
@@ -316,12 +316,20 @@ def test_the_weights_that_validated_best_are_kept(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
         train(ann, tmp_path, validate=validate, batches=Source(power_cut=3))
     model, history, _ = train(ann, tmp_path, validate=validate)
-    assert len(seen) == 4 and not model.training
-    assert all(torch.equal(value, seen[2][name]) for name, value in model.state_dict().items())
-    assert not torch.equal(seen[2]["head.2.weight"], seen[3]["head.2.weight"])
+    assert len(seen) == 5 and not model.training
+    assert all(torch.equal(value, seen[3][name]) for name, value in model.state_dict().items())
+    assert not torch.equal(seen[3]["head.2.weight"], seen[4]["head.2.weight"])
     rows = [row["value"] for row in history if (row["split"], row["metric"]) == ("validation", "accuracy")]
     assert rows == accuracies
     assert [row["epoch"] for row in history if row["metric"] == "learning-rate"] == [1, 2, 3, 4]
+
+
+def test_training_is_never_for_the_worse(tmp_path: Path) -> None:
+    """If no epoch validates as well as the weights it began with, it ends with those."""
+    accuracies = iter([0.9, 0.3, 0.8, 0.2, 0.1])
+    start = {name: value.clone() for name, value in ann().state_dict().items()}
+    model, _, _ = train(ann, tmp_path, validate=lambda model: {"accuracy": next(accuracies), "loss": 1.0})
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("make", [ann, snn])

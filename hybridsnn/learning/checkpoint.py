@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridsnn.errors import ArtifactError
 
@@ -35,6 +35,22 @@ class TrainingState:
     best: dict[str, Tensor] = field(default_factory=dict)
     best_accuracy: float = -1.0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def record(self, epoch: int, measured: dict[str, dict[str, float]], model: nn.Module) -> None:
+        """Note what was measured after an epoch, by split, and keep the weights if none before were better.
+
+        Without a validation split the last weights count as the best.
+        """
+        self.epoch = epoch
+        self.history += [
+            {"epoch": epoch, "split": split, "metric": metric, "value": value}
+            for split, values in measured.items()
+            for metric, value in values.items()
+        ]
+        accuracy = measured["validation"]["accuracy"] if "validation" in measured else self.best_accuracy
+        if accuracy >= self.best_accuracy:
+            self.best_accuracy = accuracy
+            self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def save(self, folder: Path) -> None:
         """Write to `folder`; a crash leaves the earlier checkpoint or the new one, never half of either."""

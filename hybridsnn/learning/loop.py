@@ -59,7 +59,8 @@ def fit(
     track: Track = lambda items, description, total: iter(items),
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Train a model in place; it ends with the weights of the epoch that was best on the validation split.
+    """Train a model in place; it ends with the weights that were best on the validation split, at the start or after
+    any epoch; of equals, the last.
 
     Everything random is a function of the seed and the epoch, so a training that is killed goes on from the last
     checkpoint in `folder` and ends with the same weights.
@@ -87,56 +88,56 @@ def fit(
     fabric.to_device(model)  # at once: what an optimiser remembers is restored to where the weights are
     optimiser = optimisation.build(model, neuron_parameters)
     state = TrainingState.load(folder)
-    if state is None:
-        state = TrainingState()
-    else:
+    if state is not None:
         say(f"resuming after epoch {state.epoch} of {optimisation.epochs}")
         model.load_state_dict(state.model)
         restore_optimiser(optimiser, state.optimiser)
     wrapped, wrapped_optimiser = fabric.setup(model, optimiser)
 
-    for epoch in range(state.epoch, optimisation.epochs):
-        torch.manual_seed(seed_of(seed, epoch))
+    def measure() -> dict[str, dict[str, float]]:
+        if validate is None:
+            return {}
+        wrapped.eval()
+        return {"validation": validate(wrapped)}
+
+    def train(epoch: int) -> dict[str, float]:
         wrapped.train()
-        losses = torch.zeros((), dtype=torch.float64, device=fabric.device)
-        correct, images, rate = torch.zeros_like(losses), 0, 0.0
+        torch.manual_seed(seed_of(seed, epoch))
+        loss_sum = torch.zeros((), dtype=torch.float64, device=fabric.device)
+        correct, images, rate = torch.zeros_like(loss_sum), 0, 0.0
         for place, batch in enumerate(track(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches))):
             rate = optimisation.set_rate(optimiser, (epoch + place / len(batches)) / optimisation.epochs)
             labels = fabric.to_device(batch.labels)
             wrapped_optimiser.zero_grad(set_to_none=True)
-            inputs = fabric.to_device(encode(batch, epoch))
-            loss, logits = rule.step(wrapped, inputs, labels, fabric.backward)
+            loss, logits = rule.step(wrapped, fabric.to_device(encode(batch, epoch)), labels, fabric.backward)
             wrapped_optimiser.step()
             with torch.no_grad():
                 project()
-            losses += loss * len(labels)
+            loss_sum += loss * len(labels)
             correct += (logits.argmax(1) == labels).sum()
             images += len(labels)
-        measured = {"train": {"loss": float(losses) / images, "accuracy": float(correct) / images}}
-        if not np.isfinite(measured["train"]["loss"]):
+        loss_mean = float(loss_sum) / images
+        if not np.isfinite(loss_mean):
             raise ConfigError(
-                f"learning_rate: the loss is {measured['train']['loss']} in epoch {epoch + 1}; "
+                f"learning_rate: the loss is {loss_mean} in epoch {epoch + 1}; "
                 f"got {optimisation.learning_rate}, give a smaller one"
             )
-        if validate is not None:
-            wrapped.eval()
-            measured["validation"] = validate(wrapped)
-        accuracy = measured.get("validation", {}).get("accuracy", float("inf"))
-        rows = [("train", "learning-rate", rate)]
-        rows += [(split, metric, value) for split, values in measured.items() for metric, value in values.items()]
-        state.history += [
-            {"epoch": epoch + 1, "split": split, "metric": metric, "value": value} for split, metric, value in rows
-        ]
-        state.epoch = epoch + 1
-        state.model = model.state_dict()
-        state.optimiser = optimiser_tensors(optimiser)
-        if accuracy >= state.best_accuracy:
-            state.best_accuracy = accuracy
-            state.best = {name: tensor.detach().clone() for name, tensor in state.model.items()}
+        return {"loss": loss_mean, "accuracy": float(correct) / images, "learning-rate": rate}
+
+    if state is None:
+        state = TrainingState()
+        start = measure()
+        if start:  # the weights it starts with are a candidate too: training is never for the worse
+            state.record(0, start, model)
+            say(_line(0, optimisation.epochs, start))
+    for epoch in range(state.epoch, optimisation.epochs):
+        measured = {"train": train(epoch), **measure()}
+        state.record(epoch + 1, measured, model)
+        state.model, state.optimiser = model.state_dict(), optimiser_tensors(optimiser)
         if fabric.is_global_zero:
             state.save(folder)
         fabric.barrier()
-        say(_line(epoch, optimisation.epochs, measured))
+        say(_line(epoch + 1, optimisation.epochs, measured))
 
     model.load_state_dict(state.best)
     model.eval()
@@ -148,4 +149,4 @@ def _line(epoch: int, epochs: int, measured: dict[str, dict[str, float]]) -> str
         f"{split} loss {values['loss']:.4f} accuracy {100 * values['accuracy']:.2f} %"
         for split, values in measured.items()
     ]
-    return f"epoch {epoch + 1}/{epochs}: " + ", ".join(parts)
+    return f"epoch {epoch}/{epochs}: " + ", ".join(parts)
