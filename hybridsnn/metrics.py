@@ -1,26 +1,16 @@
 """What a network achieves: accuracy at every step, firing rates, spikes per image, in one pass."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hybridsnn.batch import Batch
 from hybridsnn.model import ModelState, SpikingModel
 
 CHUNK = 16  # time steps simulated at once
-
-
-class Batch(Protocol):
-    """Images with labels and the numbers that identify them."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def indices(self) -> Tensor: ...
 
 
 @torch.no_grad()

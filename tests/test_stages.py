@@ -356,7 +356,7 @@ def test_what_was_interrupted_can_be_started_over(tmp_path: Path) -> None:
     checkpoint.write_bytes(kept)
     notes = Notes()
     over = make(tmp_path, "train-ann", notes=notes, fresh=True, **ANN)
-    assert notes.said[0].startswith("epoch 1/4")
+    assert notes.said[0].startswith("epoch 0/4")
     assert over.digest == whole.digest
 
 

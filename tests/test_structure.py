@@ -11,7 +11,7 @@ import hybridsnn
 ROOT = Path(hybridsnn.__file__).parent
 FLOORS = [
     {"errors", "registry", "config", "artifacts", "kernels"},
-    {"surrogates", "neurons", "encoders"},
+    {"surrogates", "neurons", "encoders", "batch"},
     {"networks", "model"},
     {"conversion", "learning", "data", "metrics", "exporters", "reporting"},
     {"stages"},

@@ -1,7 +1,7 @@
 """Image sets: load, split, augment, preprocess, batch."""
 
 from hybridsnn.data.augmentation import AUGMENTATIONS, Augmentation
-from hybridsnn.data.batches import Batch, Batches
+from hybridsnn.data.batches import Batches
 from hybridsnn.data.datasets import DATASETS, DataSet, Request, default_folder, load
 from hybridsnn.data.images import FileImages, ImageData, Images, MemoryImages, image_data
 from hybridsnn.data.preprocessing import Preprocessing
@@ -11,7 +11,6 @@ __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Augmentation",
-    "Batch",
     "Batches",
     "DataSet",
     "FileImages",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridsnn.batch import Batch
 from hybridsnn.data.augmentation import AUGMENTATIONS
 from hybridsnn.data.images import Images
 from hybridsnn.data.preprocessing import Preprocessing
@@ -16,21 +17,6 @@ from hybridsnn.errors import ConfigError
 from hybridsnn.registry import look_up
 
 PREFETCH = 2  # batches prepared ahead: one in the making, one ready
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Pictures for a network.
-
-    Attributes:
-        images: float32 [B, C, H, W], normalised.
-        labels: int64 [B].
-        indices: int64 [B], the position of each picture in its `Images`: the counter of its random spikes.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,21 +9,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from hybridsnn.batch import Batch
 from hybridsnn.errors import ConfigError
 from hybridsnn.learning.bptt import LearningRule
 from hybridsnn.learning.checkpoint import TrainingState, optimiser_tensors, restore_optimiser
 from hybridsnn.learning.optimisation import Optimisation
-
-
-class Batch(Protocol):
-    """Images with labels and the numbers that identify them."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def indices(self) -> Tensor: ...
 
 
 class Source(Protocol):

@@ -39,8 +39,8 @@ class OptimiserKind:
 
 OPTIMISERS = {
     "sgd": OptimiserKind(
-        "stochastic gradient descent with Nesterov-free momentum",
-        lambda groups, rate, momentum: torch.optim.SGD(groups, lr=rate, momentum=momentum),
+        "stochastic gradient descent with momentum",
+        lambda groups, rate, momentum: torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True),
     ),
     "adam": OptimiserKind(
         "Adam with amsgrad and L2 weight decay (hybrid paper)",

@@ -1,6 +1,9 @@
 """Where stages compute: Lightning Fabric on the device and at the precision asked for."""
 
+import ctypes
 import warnings
+from contextlib import suppress
+from functools import cache
 from typing import Literal
 
 import torch
@@ -31,7 +34,22 @@ def fabric_for(work: Work, precision: Precision = "32-true") -> Fabric:
         ) from None
     if precision == "16-mixed" and fabric.device.type == "cpu":
         raise ConfigError("precision: got '16-mixed' on the CPU, which has none; allowed there: 32-true, bf16-mixed")
+    if fabric.device.type == "cpu":
+        _keep_freed_memory()
     work.device = str(fabric.device)
     if fabric.device.type == "cuda":
         work.device = f"{fabric.device} ({torch.cuda.get_device_name(fabric.device)})"
     return fabric
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have the C library keep large blocks it was given back, instead of asking the system for fresh pages each time.
+
+    Spike trains are allocated anew at every step: on two cores, faulting their pages in took a quarter of the time.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        library = ctypes.CDLL("libc.so.6")
+        for parameter in (trim_threshold, mmap_threshold):
+            library.mallopt(parameter, 2**31 - 2**12)

@@ -1,27 +1,27 @@
 """`finetune`: train a spiking network further, through time."""
 
+from collections.abc import Iterable
 from typing import Annotated, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hybridsnn.config import Choice, StageConfig
+from hybridsnn.batch import Batch
+from hybridsnn.config import Choice
 from hybridsnn.data import AUGMENTATIONS
-from hybridsnn.learning import OPTIMISERS, RULES, SCHEDULES, Optimisation, fit, seed_of
-from hybridsnn.learning.loop import Batch
+from hybridsnn.learning import OPTIMISERS, RULES, seed_of
 from hybridsnn.metrics import evaluate_snn
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import SharedDropout
 from hybridsnn.stages.base import Stage, Work
-from hybridsnn.stages.compute import PRECISION, Precision, fabric_for
+from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_again
-from hybridsnn.stages.networks import load_network, save_network, write_metrics
+from hybridsnn.stages.networks import load_network, save_network
+from hybridsnn.stages.training import SPIKES, TrainingSettings, train
 
-SPIKES, EPOCHS, ORDER = 0, 1, 2  # streams of random numbers derived from the seed
 
-
-class FinetuneConfig(StageConfig):
+class FinetuneConfig(TrainingSettings):
     """Starts from a converted or tuned network and keeps the epoch that is best on validation images.
 
     To train from scratch, convert a network made by `train-ann --epochs 0`. An interrupted training goes on from its
@@ -30,13 +30,8 @@ class FinetuneConfig(StageConfig):
 
     method: Annotated[str, Choice(RULES, "method")] = Field("stdb", description="Learning rule.")
     timesteps: int | None = Field(None, gt=0, description="Time steps T; unset: those of the network.")
-    epochs: int = Field(10, gt=0, description="How often the training images are seen.")
-    batch_size: int = Field(64, gt=0, description="Images in one update.")
     optimizer: Annotated[str, Choice(OPTIMISERS, "optimizer")] = Field("adam", description="Optimiser.")
     learning_rate: float = Field(1e-4, gt=0, description="At the start of the schedule.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd.")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on weights.")
-    schedule: Annotated[str, Choice(SCHEDULES, "schedule")] = Field("cosine", description="Of the learning rate.")
     learn_thresholds: bool = Field(False, description="Train thresholds too (kept above 0 by projection).")
     learn_leaks: bool = Field(False, description="Train leaks too (kept in [0, 1] by projection).")
     neuron_learning_rate: float | None = Field(
@@ -46,7 +41,6 @@ class FinetuneConfig(StageConfig):
     augmentation: Annotated[str, Choice(AUGMENTATIONS, "augmentation")] | None = Field(
         None, description="Random changes to training images; unset: as for the ANN."
     )
-    precision: Precision = Field("32-true", description=PRECISION)
     seed: int = Field(0, ge=0, description="Seed of everything random.")
 
 
@@ -60,7 +54,6 @@ def run(work: Work) -> None:
     assert spiking is not None  # the parent is an snn
     timesteps = config.timesteps or spiking.timesteps
     pictures = open_again(description.images, work)
-    progress = work.environment.progress
 
     learned = [
         *[neuron.threshold for neuron in model.neurons.values() if config.learn_thresholds],
@@ -82,40 +75,29 @@ def run(work: Work) -> None:
         images = fabric.to_device(batch.images)
         return model.encoder(images, batch.indices, timesteps, seed=seed_of(config.seed, SPIKES, epoch))
 
-    validation = pictures.measuring("validation", config.batch_size) if description.images.validation else None
-
-    def validate(wrapped: nn.Module) -> dict[str, float]:
-        assert validation is not None
+    def measure(wrapped: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         seed = seed_of(config.seed, SPIKES)
-        rows = evaluate_snn(model, validation.epoch(0), fabric.device, timesteps=timesteps, seed=seed)
+        rows = evaluate_snn(model, batches, fabric.device, timesteps=timesteps, seed=seed)
         return {row["metric"]: row["value"] for row in rows if row.get("step") == timesteps}
 
-    history = fit(
+    train(
+        STAGE.name,
+        work,
         fabric,
         model,
         RULES[config.method].rule,
-        Optimisation(
-            config.optimizer,
-            config.schedule,
-            config.learning_rate,
-            config.momentum,
-            config.weight_decay,
-            config.epochs,
-            config.neuron_learning_rate,
-        ),
-        pictures.training(config.batch_size, seed_of(config.seed, ORDER) % 2**32, config.augmentation),
+        config,
+        pictures,
+        seed=config.seed,
         encode=encode,
-        validate=validate if validation is not None else None,
-        folder=work.scratch,
-        seed=seed_of(config.seed, EPOCHS),
+        measure=measure,
+        augmentation=config.augmentation,
         neuron_parameters=learned,
+        neuron_learning_rate=config.neuron_learning_rate,
         project=project,
-        track=progress.track,
-        say=progress.say,
     )
     tuned = description.model_copy(update={"spiking": spiking.model_copy(update={"timesteps": timesteps})})
     save_network(work.folder, tuned, model)
-    write_metrics(work.folder, STAGE.name, "train", history)
 
 
 STAGE = Stage(

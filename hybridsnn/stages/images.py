@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
+from torch import Tensor
 
 from hybridsnn.artifacts import Artifact, lineage
 from hybridsnn.config import Choice, StageConfig, hash_of
 from hybridsnn.data import AUGMENTATIONS, DATASETS, Batches, ImageData, load, split_validation
 from hybridsnn.errors import ArtifactError, ConfigError, DataError
+from hybridsnn.networks import NetworkSpec
 from hybridsnn.stages.base import Environment, Work
 from hybridsnn.stages.networks import ImageDescription
 
@@ -45,6 +47,12 @@ class Pictures:
     data: ImageData
     description: ImageDescription
 
+    def network(self, name: str, *, batch_norm: bool, width: float, dropout: float | None = None) -> NetworkSpec:
+        """A network for these pictures and their classes."""
+        size = self.description.image_size
+        shape = (self.data.train.shape[0], size, size)
+        return NetworkSpec(name, shape, len(self.data.classes), batch_norm, width, dropout)
+
     def training(self, batch_size: int, seed: int, augmentation: str | None = None) -> Batches:
         """Shuffled, augmented training batches."""
         train, _ = self._split()
@@ -65,7 +73,7 @@ class Pictures:
         positions = {"train": train, "validation": validation, "test": whole}[split]
         return Batches(images, positions, self.description.preprocessing(), batch_size)
 
-    def _split(self):  # type: ignore[no-untyped-def]
+    def _split(self) -> tuple[Tensor, Tensor]:
         return split_validation(self.data.train.labels, self.description.validation, self.description.split_seed)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hybridsnn.artifacts import sha256_of
 from hybridsnn.config import StageConfig
 from hybridsnn.errors import ConfigError
-from hybridsnn.networks import NETWORKS, NetworkSpec, external
+from hybridsnn.networks import NETWORKS, external
 from hybridsnn.registry import unknown
 from hybridsnn.stages import images
 from hybridsnn.stages.base import Environment, Stage, Work
@@ -76,14 +76,7 @@ def run(work: Work) -> None:
         raise unknown("load-ann.network", config.network, [*NETWORKS, "timm:NAME", "torchvision:NAME"])
     weights = read_weights(config.weights)
     pictures = images.open_new(config, work)
-    size = pictures.description.image_size
-    spec = NetworkSpec(
-        config.network,
-        (pictures.data.train.shape[0], size, size),
-        len(pictures.data.classes),
-        batch_norm=config.batch_norm,
-        width=config.width,
-    )
+    spec = pictures.network(config.network, batch_norm=config.batch_norm, width=config.width)
     network = spec.build()
     if problem := mismatch(network, weights):
         raise ConfigError(f"load-ann.weights: {config.weights}: {problem}")
