@@ -46,6 +46,9 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "encoders": ("hybridsnn.encoders", "ENCODERS"),
     "methods": ("hybridsnn.learning", "RULES"),
     "surrogates": ("hybridsnn.surrogates", "SURROGATES"),
+    "optimizers": ("hybridsnn.learning", "OPTIMISERS"),
+    "schedules": ("hybridsnn.learning", "SCHEDULES"),
+    "kernels": ("hybridsnn.kernels", "KERNELS"),
 }
 
 

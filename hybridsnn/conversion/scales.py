@@ -20,7 +20,7 @@ from hybridsnn.neurons import SpikingNeuron
 class Scales:
     """Walks a spiking body in order and rescales its synapses as the thresholds before them become known.
 
-    `visit` is called on every node in graph order; `threshold` on a neuron before its node is visited.
+    `visit` is called on every node in graph order; for a neuron, after `set_threshold`.
 
     Args:
         body: is changed in place; its weights are still those of the prepared ANN.
