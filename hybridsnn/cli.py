@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from hybridsnn import __version__
 from hybridsnn.artifacts import MANIFEST, Artifact, check_name, lineage, survey
-from hybridsnn.config import Choice, resolve, yaml_value
+from hybridsnn.config import Choice, resolve
 from hybridsnn.errors import ArtifactError, ConfigError, HybridSNNError
 from hybridsnn.registry import unknown
 
@@ -183,28 +183,6 @@ class OneOf(click.Choice):
         return value
 
 
-class CommaList(click.ParamType):
-    """Several values with commas between them."""
-
-    def __init__(self, item: click.ParamType) -> None:
-        self.item = item
-        self.name = f"{item.name},..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        return [self.item.convert(part.strip(), param, ctx) for part in value.split(",") if part.strip()]
-
-
-class YAMLValue(click.ParamType):
-    """Any other value, in YAML, e.g. {width: 2}."""
-
-    name = "yaml"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return yaml_value(value, str(param.opts[0] if param else "value")) if isinstance(value, str) else value
-
-
 def _parameter_type(annotation: Any, metadata: Iterable[Any] = ()) -> click.ParamType:
     """How a setting of this type is written on the command line."""
     for mark in metadata:
@@ -216,14 +194,15 @@ def _parameter_type(annotation: Any, metadata: Iterable[Any] = ()) -> click.Para
     if origin is Literal:
         return OneOf([str(choice) for choice in arguments])
     if origin in (Union, types.UnionType):
-        present = [argument for argument in arguments if argument is not type(None)]
-        return _parameter_type(present[0]) if len(present) == 1 else YAMLValue()
-    if origin in (tuple, list):
-        return CommaList(_parameter_type(arguments[0]))
-    if annotation is Path:
-        return click.Path(path_type=Path)
-    simple: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}
-    return simple.get(annotation, YAMLValue())
+        (present,) = (argument for argument in arguments if argument is not type(None))
+        return _parameter_type(present)
+    simple: dict[Any, click.ParamType] = {
+        int: click.INT,
+        float: click.FLOAT,
+        str: click.STRING,
+        Path: click.Path(path_type=Path),
+    }
+    return simple[annotation]
 
 
 def _setting(name: str, field: FieldInfo) -> Setting:

@@ -93,13 +93,13 @@ def test_help_of_a_stage() -> None:
 
 def test_options_become_settings() -> None:
     succeed(
-        "toy-train", "--epochs", "2", "--rate", "1e-3", "--method", "stdb", "--layers", "3,2, 1", "--no-bias",
-        "--mode", "down", "--options", "{a: [1]}", "--weights", "w.pt", "--other-method", "linear", "--run", "r",
+        "toy-train", "--epochs", "2", "--rate", "1e-3", "--method", "stdb", "--no-bias",
+        "--mode", "down", "--weights", "w.pt", "--other-method", "linear", "--run", "r",
     )  # fmt: skip
     config = json.loads(succeed("show", "r/ann", "--json"))["config"]
     assert config == {
-        "epochs": 2, "rate": 1e-3, "method": "stdb", "layers": [3, 2, 1], "bias": False, "mode": "down",
-        "options": {"a": [1]}, "weights": "w.pt", "other_method": "linear", "seed": 0,
+        "epochs": 2, "rate": 1e-3, "method": "stdb", "bias": False, "mode": "down",
+        "weights": "w.pt", "other_method": "linear", "seed": 0,
     }  # fmt: skip
 
 
@@ -143,7 +143,6 @@ def test_artifacts_can_be_named(tmp_path: Path) -> None:
         (["toy-train", "--epochs", "x"], "'x' is not a valid integer"),
         (["toy-train", "--method", "stbd", "--epochs", "0"], "toy-train.method: unknown 'stbd'. Did you mean 'stdb'?"),
         (["toy-train", "--method", "stbd", "--epochs", "0"], "toy-train.epochs: got 0, must be greater than 0"),
-        (["toy-train", "--layers", "1,x"], "'x' is not a valid integer"),
         (["toy-train", "--run", "../x"], "--run: got '../x'"),
         (["toy-train", "--name", "a b"], "name: got 'a b'"),
         (["toy-train", "extra"], "extra"),

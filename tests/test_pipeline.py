@@ -46,9 +46,8 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
 
 
 def test_settings_can_be_replaced(tmp_path: Path) -> None:
-    demo = recipe(tmp_path, overrides=["ann.epochs=7", "ann.layers=[1, 2, 3]", "tuned.from=converted"])
+    demo = recipe(tmp_path, overrides=["ann.epochs=7", "tuned.from=converted"])
     assert demo.steps[0].config.model_dump()["epochs"] == 7
-    assert demo.steps[0].config.model_dump()["layers"] == (1, 2, 3)
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,8 @@ class TrainConfig(StageConfig):
     rate: float = Field(0.1, description="A number that changes nothing.")
     method: Annotated[str, Choice(METHODS, "method")] = Field("plain", description="How to count.")
     other_method: Annotated[str, Choice(METHODS, "method")] | None = Field(None, description="How else to count.")
-    layers: tuple[int, ...] = Field((4, 2), description="Sizes of layers.")
     bias: bool = Field(True, description="Count from one.")
     mode: Literal["up", "down"] = Field("up", description="Direction.")
-    options: dict[str, Any] = Field({}, description="Anything else.")
     weights: Path | None = Field(None, description="A file to begin with.", json_schema_extra={"location": True})
     seed: int = Field(0, description="Seed.")
 

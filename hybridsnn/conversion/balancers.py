@@ -88,10 +88,14 @@ def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str,
 
         def currents(segment: "_Segment" = segment) -> Iterator[Tensor]:
             for place, (images, indices) in enumerate(calibration.batches(batch)):
-                frames = calibration.encoder(images, indices, calibration.timesteps, seed=calibration.seed)
-                sources = [frames if source.op == "placeholder" else trains[source][place].unpack(frames.dtype)
-                           for source in segment.sources]  # fmt: skip
-                yield Simulation(segment.graph).simulate(*sources)
+                yield Simulation(segment.graph).simulate(
+                    *(
+                        calibration.encoder(images, indices, calibration.timesteps, seed=calibration.seed)
+                        if source.op == "placeholder"
+                        else trains[source][place].unpack(like=images)
+                        for source in segment.sources
+                    )
+                )
 
         peaks = [_largest(current, per_channel=neuron.threshold.dim() == 1) for current in currents()]
         scales.set_threshold(node, torch.stack(peaks).amax(0))
@@ -124,8 +128,9 @@ class _SpikeTrain:
     def pack(cls, spikes: Tensor) -> "_SpikeTrain":
         return cls(np.packbits(spikes.contiguous().view(-1).to("cpu", torch.bool).numpy()), spikes.shape)
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.unpackbits(self.bits, count=self.shape.numel())).view(self.shape).to(dtype)
+    def unpack(self, like: Tensor) -> Tensor:
+        spikes = torch.from_numpy(np.unpackbits(self.bits, count=self.shape.numel())).view(self.shape)
+        return spikes.to(like.device, like.dtype)
 
 
 @dataclass(frozen=True)
