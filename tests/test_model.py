@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from toy_networks import CLASSES, Residual, exact, pictures, seeded, spiking
 
+from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.metrics import CHUNK, evaluate_ann, evaluate_snn
 from hybridsnn.model import ModelState, SpikingModel
@@ -160,6 +161,15 @@ def test_dropout_draws_one_mask_for_all_time() -> None:
     assert 0.7 < (values[0] > 0).double().mean() < 0.8
     assert torch.equal(dropout(torch.ones(3, 64, 100), mask)[0][1], values[0])
     assert torch.equal(dropout.eval()(torch.ones(3, 64, 100), None)[0], torch.ones(3, 64, 100))
+
+
+def test_dropout_of_channels_stays_one() -> None:
+    """What `Dropout2d` drops in the ANN is dropped as a whole in the spiking network."""
+    body = spiking_body(nn.Sequential(nn.Conv2d(2, 64, 3), nn.ReLU(), nn.Dropout2d(0.5)), (2, 6, 6))
+    dropouts = [module for module in body.modules() if isinstance(module, SharedDropout)]
+    values, _ = dropouts[0].train()(torch.ones(3, 2, 64, 4, 4))
+    assert torch.equal(values, values[:1, :, :, :1, :1].expand_as(values))
+    assert set(values.unique().tolist()) == {0.0, 2.0}
 
 
 def test_a_readout_only_accumulates() -> None:

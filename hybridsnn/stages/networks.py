@@ -1,6 +1,5 @@
 """Networks in artifacts: `model.json` says how to build one, `model.safetensors` holds its weights. Never pickle."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ from hybridsnn.artifacts import Artifact, write_json
 from hybridsnn.config import Choice
 from hybridsnn.conversion import GRANULARITIES, MAX_POOL_CHOICES, spiking_body
 from hybridsnn.data import Preprocessing
-from hybridsnn.encoders import Encoder
+from hybridsnn.encoders import ENCODERS, Encoder
 from hybridsnn.errors import ArtifactError, HybridSNNError
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks import NetworkSpec
@@ -157,12 +156,8 @@ def mismatch(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
 
 
 def encoder_for(name: str, preprocessing: Preprocessing) -> Encoder:
-    """An encoder whose unit is the largest pixel that can occur, so that no rate code saturates.
-
-    A power of two, so that the weights of a network are rescaled exactly.
-    """
-    bound = 1.0 if name == "direct" else 2.0 ** math.ceil(math.log2(preprocessing.bound))
-    return Encoder(name, scale=max(1.0, bound))
+    """An encoder whose unit is the largest pixel that can occur, so that no rate code saturates."""
+    return Encoder(name, scale=preprocessing.bound if ENCODERS[name].random else 1.0)
 
 
 def write_metrics(folder: Path, stage: str, split: str, rows: list[dict[str, Any]]) -> None:
