@@ -152,6 +152,17 @@ def test_every_kernel_is_the_definition(
         assert set(got["spikes"].unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("shape", ["spike-time", "triangle", "exponential"])
+@pytest.mark.parametrize("kernel", FAST)
+def test_every_kernel_knows_surrogates_of_a_user_s_own(kernel: str, shape: str, relative: bool) -> None:
+    surrogate = Surrogate("own", "", shape, height=0.7, decay=0.1, relative=relative)
+    case = Case.random(SHAPES[0], "channel", "contiguous")
+    expected, got = case.run("reference", "soft", surrogate), case.run(kernel, "soft", surrogate)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("shape", [(3, 1, 40003), (2, 3, 5, 61, 67)])
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("kernel", FAST)

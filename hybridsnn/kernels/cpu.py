@@ -130,7 +130,8 @@ def _backward(  # type: ignore[no-untyped-def]
         keep = np.empty(size, grad_spikes.dtype)
         _spread(threshold, threshold_group, low, level)
         _spread(leak, leak_group, low, keep)
-        scale = height / level
+        width = level if relative else np.ones_like(level)
+        scale = height / width
         # Forward in time: the gradient that enters the membrane at each step, spike gradient times slope.
         clock = since[low:high].copy()
         for t in range(steps):
@@ -144,10 +145,9 @@ def _backward(  # type: ignore[no-untyped-def]
             else:
                 potential = potentials[t, low:high]
                 for i in range(size):
-                    width = level[i] if relative else grad_spikes.dtype.type(1)
-                    distance = abs(potential[i] - level[i]) / width
-                    slope = max(grad_spikes.dtype.type(0), 1 - distance) if shape == 1 else math.exp(-distance)
-                    entering[i] = incoming[i] * (height / width * slope)
+                    distance = abs(potential[i] - level[i]) / width[i]
+                    slope = max(zero, one - distance) if shape == 1 else math.exp(-distance)
+                    entering[i] = incoming[i] * (scale[i] * slope)
         # Backward in time: the leak carries it to earlier steps. The reset is not differentiated.
         carried = grad_final[low:high].copy()
         for t in range(steps - 1, -1, -1):
