@@ -380,20 +380,23 @@ def _tell(artifact: Artifact, made: bool) -> None:
 
 
 def _headline(artifact: Artifact) -> dict[str, str]:
-    """The last value of each metric that sums a network up, from the artifact's metrics."""
+    """The last value of each metric that sums a network up, of the epoch whose weights were kept."""
     if "metrics.csv" not in artifact.manifest.files:
         return {}
     shown: dict[str, Callable[[float], str]] = {
         "accuracy": lambda fraction: f"{100 * fraction:.2f} %",
         "spikes-per-image": lambda count: f"{count:,.0f}",
     }
-    numbers = {}
     with artifact.file("metrics.csv").open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            if row["metric"] in shown and not row["layer"] and row["value"]:
-                steps = f" (T = {float(row['step']):.0f})" if row["step"] else ""
-                label = f"{row['split']} {row['metric'].replace('-', ' ')}".strip()
-                numbers[label] = shown[row["metric"]](float(row["value"])) + steps
+        rows = list(csv.DictReader(stream))
+    kept = next((row["epoch"] for row in rows if row["metric"] == "kept-epoch"), None)
+    numbers = {}
+    for row in rows:
+        of_the_kept = kept is None or row["epoch"] == kept
+        if row["metric"] in shown and not row["layer"] and row["value"] and of_the_kept:
+            steps = f" (T = {float(row['step']):.0f})" if row["step"] else ""
+            label = f"{row['split']} {row['metric'].replace('-', ' ')}".strip()
+            numbers[label] = shown[row["metric"]](float(row["value"])) + steps
     return numbers
 
 

@@ -114,6 +114,15 @@ def test_a_network_learns_the_digits(run: Path) -> None:
         assert rows["value"].iloc[-1] < rows["value"].iloc[0]
 
 
+def test_the_history_says_whose_weights_were_kept(run: Path) -> None:
+    history = metrics(of(run, "ann"))
+    validation = history[(history["split"] == "validation") & (history["metric"] == "accuracy")].set_index("epoch")
+    (kept,) = history.loc[history["metric"] == "kept-epoch", "value"]
+    assert validation["value"][kept] == validation["value"].max()
+    shown = succeed("show", str(of(run, "ann").path))
+    assert f"{100 * validation['value'].max():.2f} %" in shown.split("validation accuracy")[1].splitlines()[0]
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("balance", BALANCERS)
 def test_every_conversion_comes_near_its_network(balance: str, encoder: str, run: Path) -> None:

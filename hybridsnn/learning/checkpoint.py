@@ -25,7 +25,7 @@ class TrainingState:
         model: the model's state dict.
         optimiser: the state of each parameter by its place: `"<place>/<name>"`.
         best: the state dict of the best epoch so far.
-        best_accuracy: on the validation split.
+        best_accuracy, best_epoch: its accuracy on the validation split, and which it was; 0 is the start.
         history: rows of metrics.
     """
 
@@ -34,6 +34,7 @@ class TrainingState:
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_accuracy: float = -1.0
+    best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def record(self, epoch: int, measured: dict[str, dict[str, float]], model: nn.Module) -> None:
@@ -49,7 +50,7 @@ class TrainingState:
         ]
         accuracy = measured["validation"]["accuracy"] if "validation" in measured else self.best_accuracy
         if accuracy >= self.best_accuracy:
-            self.best_accuracy = accuracy
+            self.best_accuracy, self.best_epoch = accuracy, epoch
             self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def save(self, folder: Path) -> None:
@@ -59,7 +60,7 @@ class TrainingState:
             for part in ("model", "optimiser", "best")
             for name, tensor in getattr(self, part).items()
         }
-        words = {"epoch": self.epoch, "best_accuracy": self.best_accuracy, "history": self.history}
+        words = {name: getattr(self, name) for name in ("epoch", "best_accuracy", "best_epoch", "history")}
         temporary = folder / f"{FILE}.tmp"
         save_file(tensors, temporary, metadata={"training": json.dumps(words)})
         with temporary.open("rb+") as file:

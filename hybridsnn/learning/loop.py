@@ -65,7 +65,7 @@ def fit(
         track, say: progress.
 
     Returns:
-        rows of metrics with `epoch`, `split`, `metric`, `value`.
+        rows of metrics with `epoch`, `split`, `metric`, `value`; the last, `kept-epoch`, says whose weights were kept.
 
     Raises:
         ConfigError: if the loss stops being a number.
@@ -131,7 +131,9 @@ def fit(
 
     model.load_state_dict(state.best)
     model.eval()
-    return state.history
+    say(f"keeps the weights of epoch {state.best_epoch}")
+    kept = {"epoch": state.best_epoch, "split": "validation", "metric": "kept-epoch", "value": state.best_epoch}
+    return [*state.history, kept]
 
 
 def _line(epoch: int, epochs: int, measured: dict[str, dict[str, float]]) -> str:
