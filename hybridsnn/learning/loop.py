@@ -132,7 +132,8 @@ def fit(
     model.load_state_dict(state.best)
     model.eval()
     say(f"keeps the weights of epoch {state.best_epoch}")
-    kept = {"epoch": state.best_epoch, "split": "validation", "metric": "kept-epoch", "value": state.best_epoch}
+    judge = "train" if validate is None else "validation"
+    kept = {"epoch": state.best_epoch, "split": judge, "metric": "kept-epoch", "value": state.best_epoch}
     return [*state.history, kept]
 
 
