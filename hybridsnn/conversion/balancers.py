@@ -53,12 +53,10 @@ class Balancer:
     Attributes:
         thresholds: (a spiking body of its own, calibration) to thresholds by the name of the neuron, scalar or
             `[channels]` as the neurons have them. The body has the ANN's weights and may be changed.
-        simulates: whether calibration time steps matter to it.
     """
 
     summary: str
     thresholds: Callable[[fx.GraphModule, Calibration], dict[str, Tensor]]
-    simulates: bool = False
 
 
 @torch.no_grad()
@@ -239,7 +237,6 @@ BALANCERS = {
     "max": Balancer(
         "the largest current that the spike trains before it produce, layer by layer (hybrid paper)",
         maximum_current,
-        simulates=True,
     ),
     "activation-max": Balancer("the largest activation of the ANN; nothing is simulated", maximum_activation),
     "percentile": Balancer(
