@@ -1,0 +1,196 @@
+"""Convolutions by minimal filtering, against PyTorch's own in double precision."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hybridsnn.kernels import convolution
+from hybridsnn.kernels.convolution import WeightGradient, forward, input_gradient, supports, transform_weight
+
+# batch, channels in, channels out, height, width
+SHAPES = [
+    (1, 16, 16, 1, 1),
+    (2, 17, 20, 2, 2),
+    (3, 20, 17, 3, 3),
+    (4, 16, 40, 4, 4),
+    (5, 33, 16, 5, 5),
+    (2, 17, 17, 8, 8),
+    (3, 24, 18, 7, 6),
+    (2, 18, 24, 6, 7),
+    (2, 16, 17, 1, 4),
+]
+MEMORY = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """What `torch.empty` hands out is NaN, so that a value nobody wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(4).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """One thread, and two that share even the smallest work."""
+    monkeypatch.setattr(convolution, "THREAD", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def tensors(shape: tuple[int, ...], memory: str, integers: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs, weight, bias and the gradient of the outputs."""
+    batch, channels, outputs, height, width = shape
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        if integers:
+            return torch.randint(-4, 5, size, generator=random).float()
+        return torch.randn(size, generator=random)
+
+    inputs, weight, errors = (
+        draw(*size).contiguous(memory_format=MEMORY[memory])
+        for size in ((batch, channels, height, width), (outputs, channels, 3, 3), (batch, outputs, height, width))
+    )
+    return inputs, weight, draw(outputs), errors
+
+
+def torch_gradients(inputs: Tensor, weight: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    inputs, weight = inputs.double().requires_grad_(), weight.double().requires_grad_()
+    of_inputs, of_weight = torch.autograd.grad(F.conv2d(inputs, weight, padding=1), (inputs, weight), errors.double())
+    return of_inputs, of_weight
+
+
+def assert_close(ours: Tensor, expected: Tensor) -> None:
+    assert ours.dtype == torch.float32
+    assert ours.shape == expected.shape
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_torch(shape: tuple[int, ...], memory: str, threads: int) -> None:
+    inputs, weight, bias, errors = tensors(shape, memory)
+    transformed = transform_weight(weight)
+    gradient = WeightGradient(weight)
+    gradient.add(inputs, errors)
+    of_inputs, of_weight = torch_gradients(inputs, weight, errors)
+    without_bias = F.conv2d(inputs.double(), weight.double(), padding=1)
+    assert_close(forward(inputs, transformed), without_bias)
+    assert_close(forward(inputs, transformed, bias), without_bias + bias.double()[:, None, None])
+    assert_close(input_gradient(errors, transformed), of_inputs)
+    assert_close(gradient.result(), of_weight)
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_a_few_pictures_at_a_time(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five pictures in chunks of some: the last chunk is smaller."""
+    inputs, weight, bias, errors = tensors((5, 17, 20, 7, 6), "channels-last", integers=True)
+    transformed = transform_weight(weight)
+    monkeypatch.setattr(convolution, "CHUNK", pictures * 12 + 11)  # each picture has twelve tiles
+    assert len(convolution._chunks(inputs.permute(0, 2, 3, 1))[0]) == pictures
+    gradient = WeightGradient(weight)
+    of_inputs, of_weight = torch_gradients(inputs, weight, errors)
+    assert torch.equal(forward(inputs, transformed, bias), F.conv2d(inputs, weight, bias, padding=1))
+    assert torch.equal(gradient.add_and_pass(inputs, errors, transformed).double(), of_inputs)
+    assert torch.equal(gradient.result().double(), of_weight)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_small_integers_are_exact(shape: tuple[int, ...]) -> None:
+    """Every value on the way is a small multiple of a quarter, and float32 holds it."""
+    inputs, weight, bias, errors = tensors(shape, "channels-last", integers=True)
+    transformed = transform_weight(weight)
+    gradient = WeightGradient(weight)
+    gradient.add(inputs, errors)
+    of_inputs, of_weight = torch_gradients(inputs, weight, errors)
+    outputs = F.conv2d(inputs.double(), weight.double(), bias.double(), padding=1)
+    assert torch.equal(forward(inputs, transformed, bias).double(), outputs)
+    assert torch.equal(input_gradient(errors, transformed).double(), of_inputs)
+    assert torch.equal(gradient.result().double(), of_weight)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_steps_add_up(shape: tuple[int, ...]) -> None:
+    _, weight, _, _ = tensors(shape, "channels-last")
+    gradient, expected = WeightGradient(weight), torch.zeros_like(weight, dtype=torch.float64)
+    for step in range(1, 4):
+        inputs, _, _, errors = tensors(shape, "channels-last")
+        gradient.add(step * inputs, errors.roll(step, 0))
+        expected += torch_gradients(step * inputs, weight, errors.roll(step, 0))[1]
+        assert_close(gradient.result(), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add_and_pass_is_both_in_one(shape: tuple[int, ...]) -> None:
+    inputs, weight, _, errors = tensors(shape, "channels-last")
+    transformed = transform_weight(weight)
+    apart, together = WeightGradient(weight), WeightGradient(weight)
+    apart.add(inputs, errors)
+    assert torch.equal(together.add_and_pass(inputs, errors, transformed), input_gradient(errors, transformed))
+    assert torch.equal(together.result(), apart.result())
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_memory_formats(shape: tuple[int, ...], memory: str) -> None:
+    """Pictures come channels-last; the gradient of the weight lies like the weight."""
+    inputs, weight, bias, errors = tensors(shape, memory)
+    transformed = transform_weight(weight)
+    gradient = WeightGradient(weight)
+    for pictures in (
+        forward(inputs, transformed, bias),
+        input_gradient(errors, transformed),
+        gradient.add_and_pass(inputs, errors, transformed),
+    ):
+        assert pictures.is_contiguous(memory_format=torch.channels_last)
+    assert gradient.result().stride() == weight.stride()
+
+
+def test_nothing_is_written_to_what_is_read() -> None:
+    given = tensors((2, 17, 20, 5, 4), "channels-last")
+    inputs, weight, bias, errors = (each.clone() for each in given)
+    transformed = transform_weight(weight)
+    kept = transformed.clone()
+    forward(inputs, transformed, bias)
+    WeightGradient(weight).add_and_pass(inputs, errors, transformed)
+    assert torch.equal(transformed, kept)
+    assert all(torch.equal(now, before) for now, before in zip((inputs, weight, bias, errors), given, strict=True))
+
+
+def test_parameters_that_require_gradients() -> None:
+    """The functions are for the inside of an `autograd.Function`; they record nothing themselves."""
+    inputs, weight, bias, errors = (each.requires_grad_() for each in tensors((2, 16, 16, 3, 3), "channels-last"))
+    transformed = transform_weight(weight)
+    gradient = WeightGradient(weight)
+    assert not forward(inputs, transformed, bias).requires_grad
+    assert not gradient.add_and_pass(inputs, errors, transformed).requires_grad
+    assert not gradient.result().requires_grad
+
+
+def test_supports() -> None:
+    inputs, weight = torch.empty(2, 64, 4, 4), torch.empty(128, 64, 3, 3)
+    assert supports(inputs, weight)
+    assert supports(inputs, weight, (1, 1), (1, 1), (1, 1), 1)
+    refused: dict[str, bool] = {
+        "double precision": supports(inputs.double(), weight.double()),
+        "half precision": supports(inputs.bfloat16(), weight),
+        "another device": supports(inputs.to("meta"), weight.to("meta")),
+        "a kernel of one": supports(inputs, weight[:, :, :1, :1]),
+        "a flat kernel": supports(inputs, weight[:, :, :1]),
+        "one dimension": supports(inputs[0], weight),
+        "a stride": supports(inputs, weight, stride=(2, 1)),
+        "no padding": supports(inputs, weight, padding=(0, 0)),
+        "a dilation": supports(inputs, weight, dilation=(1, 2)),
+        "groups": supports(inputs, weight[:, :32], groups=2),
+        "three channels in": supports(inputs[:, :3], weight[:, :3]),
+        "ten channels out": supports(inputs, weight[:10]),
+        "no pictures": supports(inputs[:0], weight),
+    }
+    assert not [what for what, answer in refused.items() if answer]
