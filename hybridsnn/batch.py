@@ -10,7 +10,7 @@ class Batch:
     """Pictures for a network.
 
     Attributes:
-        images: float32 [B, C, H, W], normalised.
+        images: float32 [B, C, H, W], normalised; of events [B, T, C, H, W], frames over time.
         labels: int64 [B].
         indices: int64 [B], the position of each picture in its data set: the counter of its random spikes.
     """
@@ -18,3 +18,13 @@ class Batch:
     images: Tensor
     labels: Tensor
     indices: Tensor
+
+    @property
+    def pictures(self) -> Tensor:
+        """What a network without time sees: [B, C, H, W]."""
+        return without_time(self.images)
+
+
+def without_time(images: Tensor) -> Tensor:
+    """Pictures [B, C, H, W] as they are, frames [B, T, C, H, W] by their mean: the constant current of equal total."""
+    return images.mean(1) if images.dim() == 5 else images

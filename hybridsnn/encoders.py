@@ -75,7 +75,7 @@ class Encoder:
         """Frames for steps start, ..., start + timesteps - 1.
 
         Args:
-            images: normalised, float `[B, C, H, W]`.
+            images: normalised, float `[B, C, H, W]`; for a code of events `[B, T, C, H, W]`.
             indices: which image each one is, int64 `[B]`; a random code depends on it, not on the place in the batch.
             timesteps: how many steps.
             start: the first step, so that a run can come in chunks.
@@ -83,8 +83,55 @@ class Encoder:
 
         Returns:
             `[T, B, C, H, W]`; a code that does not change in time has stride 0 along `T`.
+
+        Raises:
+            ConfigError: if a code of images is given events or the other way round, or recordings have fewer frames.
         """
-        return ENCODERS[self.name].encode(images / self.scale, indices, timesteps, start, seed)
+        coding = ENCODERS[self.name]
+        if coding.events != (images.dim() == 5):
+            got, choices = (
+                ("images", [name for name, entry in ENCODERS.items() if not entry.events])
+                if coding.events
+                else ("events binned to frames", [name for name, entry in ENCODERS.items() if entry.events])
+            )
+            raise ConfigError(f"encoder: '{self.name}' got {got}, which it does not encode. Use: {', '.join(choices)}")
+        return coding.encode(images / self.scale, indices, timesteps, start, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The frames of a run, each made when it is asked for, so that they take no memory that grows with time.
+
+    `frames[a:b]` gives steps a to b - 1 as `[b - a, B, C, H, W]`, `len(frames)` the number of steps.
+
+    Attributes:
+        encoder, images, indices, seed: see `Encoder`.
+        timesteps: how many there are.
+    """
+
+    encoder: Encoder
+    images: Tensor
+    indices: Tensor
+    timesteps: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.timesteps
+
+    def __getitem__(self, steps: slice) -> Tensor:
+        start, stop, _ = steps.indices(self.timesteps)
+        return self.encoder(self.images, self.indices, stop - start, start=start, seed=self.seed)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all are the same."""
+        coding = ENCODERS[self.encoder.name]
+        return not (coding.random or coding.events)
+
+
+def constant_in_time(frames: Tensor | Frames) -> bool:
+    """Whether frames `[T, B, ...]` are known to be the same at every step."""
+    return len(frames) == 1 or (frames.constant if isinstance(frames, Frames) else frames.stride(0) == 0)
 
 
 def _direct(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:
@@ -107,16 +154,33 @@ def _signed_poisson(images: Tensor, indices: Tensor, timesteps: int, start: int,
     return frames.view(timesteps, *images.shape).to(images.device, images.dtype)
 
 
+def _binned_events(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:
+    if start + timesteps > images.shape[1]:
+        raise ConfigError(
+            f"timesteps: got {start + timesteps}, but the recordings are binned to {images.shape[1]} frames. "
+            f"Use {images.shape[1]} or fewer, or a network made with --event-frames {start + timesteps}"
+        )
+    return images[:, start : start + timesteps].transpose(0, 1)
+
+
 @dataclass(frozen=True)
 class Coding:
-    """An entry of `ENCODERS`: `encode(images / scale, indices, timesteps, start, seed) -> frames`."""
+    """An entry of `ENCODERS`.
+
+    Attributes:
+        encode: (images / scale, indices, timesteps, start, seed) -> frames.
+        random: whether it depends on the seed.
+        events: whether images are frames over time, `[B, T, C, H, W]`; else they are pictures, `[B, C, H, W]`.
+    """
 
     summary: str
     encode: Callable[[Tensor, Tensor, int, int, int], Tensor]
     random: bool
+    events: bool = False
 
 
 ENCODERS = {
     "direct": Coding("the image itself as a constant current at every step", _direct, random=False),
     "poisson": Coding("signed random spikes, one with probability |pixel| at each step", _signed_poisson, random=True),
+    "event": Coding("the frames of a recording of events, one at each step", _binned_events, random=False, events=True),
 }

@@ -19,7 +19,7 @@ def evaluate_ann(model: nn.Module, batches: Iterable[Batch], device: torch.devic
     model.eval()
     correct, loss, images = 0, 0.0, 0
     for batch in batches:
-        logits, labels = model(batch.images.to(device)).float(), batch.labels.to(device)
+        logits, labels = model(batch.pictures.to(device)).float(), batch.labels.to(device)
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
         images += len(labels)

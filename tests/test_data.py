@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_recordings import skip_without_reader, write_cifar10_dvs, write_gestures, write_nmnist
 
 from hybridsnn.data import (
     AUGMENTATIONS,
@@ -99,6 +100,9 @@ SAMPLES: dict[str, Callable[[Path], Path | None]] = {
     "cifar100": write_cifar100,
     "imagefolder": write_pictures,
     "imagenet": lambda folder: write_pictures(folder, test="val"),
+    "nmnist": write_nmnist,
+    "dvs-gesture": write_gestures,
+    "cifar10-dvs": write_cifar10_dvs,
 }
 
 
@@ -120,8 +124,11 @@ def message(error: pytest.ExceptionInfo[HybridSNNError]) -> str:
 @pytest.mark.usefixtures("any_checksum")
 @pytest.mark.parametrize("name", DATASETS)
 @pytest.mark.parametrize("size", [None, 12])
-def test_every_data_set_loads(name: str, size: int | None, tmp_path: Path) -> None:
+def test_every_data_set_loads(name: str, size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_reader(name)
+    monkeypatch.setenv("HYBRIDSNN_DATA", str(tmp_path / "cache"))
     data_set = DATASETS[name]
+    time = () if data_set.frames is None else (data_set.frames,)
     data = load(name, folder=SAMPLES[name](tmp_path), size=size)
     preprocessing = data_set.preprocessing(data)
     assert preprocessing.size == size or (size is None and preprocessing.size == (data_set.size or 20))
@@ -132,10 +139,11 @@ def test_every_data_set_loads(name: str, size: int | None, tmp_path: Path) -> No
         assert images.labels.dtype == torch.int64
         assert set(images.labels.tolist()) == set(range(len(data.classes)))
         raw = images.batch(torch.arange(len(images)))
-        assert raw.dtype == torch.uint8 and raw.shape == (len(images), *images.shape)
+        assert raw.dtype == torch.uint8 and raw.shape == (len(images), *time, *images.shape)
         assert raw.max() > raw.min()
         batch = next(Batches(images, torch.arange(len(images)), preprocessing, 4).epoch(0))
-        assert batch.images.shape == (4, len(data_set.mean), preprocessing.size, preprocessing.size)
+        seen = (len(data_set.mean), preprocessing.size, preprocessing.size)
+        assert batch.images.shape == (4, *time, *seen) and batch.pictures.shape == (4, *seen)
     assert data_set.augmentation in AUGMENTATIONS
     assert data_set.name == name and data_set.summary
     assert data.name == (f"imagefolder:{tmp_path.name}" if name == "imagefolder" else name)
@@ -198,8 +206,10 @@ def test_picture_folders_have_no_default(name: str) -> None:
     message(error)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "nmnist", "dvs-gesture", "cifar10-dvs"])
 def test_failed_download_says_what_to_put_where(name: str, tmp_path: Path) -> None:
+    if DATASETS[name].frames is not None:
+        pytest.importorskip("tonic")
     blocked = tmp_path / "file"
     blocked.write_text("in the way of a folder")
     with pytest.raises(DataError, match=f"{name}: could not fetch .* there yourself") as error:

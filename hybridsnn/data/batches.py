@@ -78,7 +78,10 @@ class Batches:
         images = self.images.batch(indices)
         if self.seed is not None:
             generator = _generator(self.seed, epoch, 1 + batch_number)
-            images = AUGMENTATIONS[self.augmentation].apply(images, self.preprocessing.size, generator)
+            # Frames over time become channels of one picture, so that all of a recording change alike.
+            merged = images.flatten(1, -3)
+            changed = AUGMENTATIONS[self.augmentation].apply(merged, self.preprocessing.size, generator)
+            images = changed.unflatten(1, images.shape[1:-2])
         return Batch(self.preprocessing(images), self.images.labels[indices], indices)
 
 

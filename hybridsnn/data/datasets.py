@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from hybridsnn.data.events import BINNINGS, Binning
 from hybridsnn.data.folders import LAYOUT, load_folder
 from hybridsnn.data.images import ImageData, Images, MemoryImages, image_data
 from hybridsnn.data.preprocessing import Preprocessing
 from hybridsnn.data.published import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, Published
+from hybridsnn.data.recordings import CIFAR10_DVS, DVS_GESTURE, NMNIST, Recordings
 from hybridsnn.data.split import split_validation
 from hybridsnn.errors import ConfigError, DataError
 from hybridsnn.registry import look_up
 
+DEFAULT_BINNING = "time"
 DIGITS_TEST_FRACTION, DIGITS_TEST_SEED = 0.2, 1797  # a constant: every run tests on the same 359 digits
 
 
@@ -29,12 +32,16 @@ class Request:
         download: fetch what is missing.
         size: side of the stored pictures, pixels; None: as they come.
         memory_limit: bytes that decoded files may take; None: a quarter of the machine's memory.
+        binning: of recordings into frames; None for pictures.
+        say: is told of work that takes long.
     """
 
     folder: Path | None
     download: bool
     size: int | None
     memory_limit: int | None
+    binning: Binning | None
+    say: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class DataSet:
         augmentation: the default one for training.
         read: gives the data at the size asked for.
         margin: stored side / side that a network sees. More than 1: evaluation takes the centre, augmentation any part.
+        frames: default number of frames that a recording is binned to; None: the data are pictures, not events.
     """
 
     name: str
@@ -57,6 +65,7 @@ class DataSet:
     augmentation: str
     read: Callable[[Request], ImageData]
     margin: float = 1.0
+    frames: int | None = None
 
     def preprocessing(self, data: ImageData) -> Preprocessing:
         """What turns the pictures of `data`, loaded from this data set at any size, into a network's input."""
@@ -70,21 +79,29 @@ def load(
     download: bool = False,
     size: int | None = None,
     memory_limit: int | None = None,
+    event_frames: int | None = None,
+    event_binning: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ImageData:
     """A data set of the registry.
 
     Args:
         name: in `DATASETS`.
-        folder: for `mnist`, `fashion-mnist`, `cifar10` and `cifar100` the root of torchvision's layout, by default
-            $HYBRIDSNN_DATA or else ~/.cache/hybridsnn/data; for `imagefolder` and `imagenet` the one that holds
+        folder: for `mnist`, `fashion-mnist`, `cifar10` and `cifar100` the root of torchvision's layout, for `nmnist`,
+            `dvs-gesture` and `cifar10-dvs` that of tonic's, by default $HYBRIDSNN_DATA or else
+            ~/.cache/hybridsnn/data; for `imagefolder` and `imagenet` the one that holds
             `train`, without default; `digits` needs none.
         download: fetch what is missing, where that is possible.
         size: side of the pictures that the network will see, pixels; None: the data set's own.
         memory_limit: bytes that decoded picture files may take before they are decoded batch by batch instead;
             None: a quarter of the machine's memory.
+        event_frames: how many frames recordings are binned to; None: the data set's own. Not for pictures.
+        event_binning: in `BINNINGS`; None: equal windows of time. Not for pictures.
+        say: is told of work that takes long.
 
     Raises:
-        ConfigError: if there is no such data set, or the size is not positive.
+        ConfigError: if there is no such data set or binning, a number is not positive, pictures are to be binned, or
+            recordings are to be enlarged.
         DataError: if it is missing or damaged.
     """
     dataset = look_up(DATASETS, name, "dataset")
@@ -92,7 +109,25 @@ def load(
     if side is not None and side < 1:
         raise ConfigError(f"size: got {side}, must be at least 1 pixel")
     stored = None if side is None else round(side * dataset.margin)
-    return dataset.read(Request(folder.expanduser() if folder else None, download, stored, memory_limit))
+    binning = _binning(dataset, stored, event_frames, event_binning)
+    return dataset.read(Request(folder.expanduser() if folder else None, download, stored, memory_limit, binning, say))
+
+
+def _binning(dataset: DataSet, size: int | None, frames: int | None, by: str | None) -> Binning | None:
+    if dataset.frames is None:
+        for setting, value in (("event_frames", frames), ("event_binning", by)):
+            if value is not None:
+                events = ", ".join(name for name, entry in DATASETS.items() if entry.frames is not None)
+                raise ConfigError(
+                    f"{setting}: got {value}, but '{dataset.name}' holds pictures, not events. "
+                    f"Leave it out, or choose a data set of events: {events}"
+                )
+        return None
+    if frames is not None and frames < 1:
+        raise ConfigError(f"event_frames: got {frames}, must be at least 1")
+    look_up(BINNINGS, by or DEFAULT_BINNING, "event_binning")
+    assert size is not None  # recordings have one
+    return Binning(frames or dataset.frames, by or DEFAULT_BINNING, size)
 
 
 def default_folder() -> Path:
@@ -138,6 +173,15 @@ def _published(published: Published) -> Callable[[Request], ImageData]:
     return read
 
 
+def _recorded(recordings: Recordings) -> Callable[[Request], ImageData]:
+    def read(request: Request) -> ImageData:
+        assert request.binning is not None  # `load` gives one for events
+        root, cache = request.folder or default_folder(), default_folder() / "events"
+        return recordings.load(root, request.download, request.binning, cache, request.say)
+
+    return read
+
+
 def _image_folder(request: Request) -> ImageData:
     folder = _required("imagefolder", request)
     return load_folder(f"imagefolder:{folder.name}", folder, request.size, request.memory_limit)
@@ -154,6 +198,9 @@ def _required(name: str, request: Request) -> Path:
 
 
 GREY_HALF, COLOUR_HALF = (0.5,), (0.5, 0.5, 0.5)
+# A network sees counts of events times a constant: 1 stands for this many, about what a pixel counts in one of ten
+# frames if it counts anything.
+NO_EVENTS, TWO_EVENTS, FOUR_EVENTS = (0.0, 0.0), (2 / 255, 2 / 255), (4 / 255, 4 / 255)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DATASETS: dict[str, DataSet] = {
@@ -173,5 +220,11 @@ DATASETS: dict[str, DataSet] = {
                 None, COLOUR_HALF, COLOUR_HALF, "crop-flip", _image_folder),
         DataSet("imagenet", "ImageNet unpacked as train/<class>/* and val/<class>/*, resized to 256, seen at 224",
                 224, IMAGENET_MEAN, IMAGENET_STD, "resized-crop-flip", _imagenet, margin=256 / 224),
+        DataSet("nmnist", "70,000 digits before an event camera, 34 x 34, 10 classes; through tonic",
+                34, NO_EVENTS, TWO_EVENTS, "shift", _recorded(NMNIST), frames=10),
+        DataSet("dvs-gesture", "gestures of 29 people before an event camera, 128 x 128, 11 classes; through tonic",
+                128, NO_EVENTS, FOUR_EVENTS, "shift", _recorded(DVS_GESTURE), frames=10),
+        DataSet("cifar10-dvs", "10,000 pictures before an event camera, 128 x 128, 10 classes; through tonic",
+                128, NO_EVENTS, TWO_EVENTS, "crop-flip", _recorded(CIFAR10_DVS), frames=10),
     )
 }  # fmt: skip

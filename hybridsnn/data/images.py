@@ -37,7 +37,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, positions: Tensor) -> Tensor:
-        """The raw pictures at `positions` (int64 [B]): uint8 [B, C, H, W].
+        """The raw pictures at `positions` (int64 [B]): uint8 [B, C, H, W], or [B, T, C, H, W] if they are frames.
 
         Raises:
             DataError: if a file that holds one of them cannot be read.
@@ -102,8 +102,8 @@ class ImageData:
     Attributes:
         name: registry name; for a folder of pictures `imagefolder:<folder name>`.
         classes: the name of each label.
-        fingerprint: SHA-256 over classes, labels and pixels (of files decoded batch by batch: names and sizes) that
-            tells whether two runs saw the same data.
+        fingerprint: SHA-256 over classes, labels and pixels (of files decoded batch by batch and of
+            recordings: names and sizes) that tells whether two runs saw the same data.
     """
 
     name: str

@@ -32,15 +32,16 @@ class Preprocessing:
         """Normalised pictures.
 
         Args:
-            images: [B, C, H, W], uint8 or float, values 0 to 255, H and W at least `size`.
+            images: [..., C, H, W], uint8 or float, values 0 to 255, H and W at least `size`. Frames over time, which
+                hold counts of events, are scaled in the same way.
 
         Returns:
-            float32 [B, C, size, size].
+            float32 [..., C, size, size].
 
         Raises:
             DataError: if the pictures are too small or have another number of channels.
         """
-        channels, height, width = images.shape[1:]
+        channels, height, width = images.shape[-3:]
         if channels != len(self.mean):
             raise DataError(
                 f"pictures: got {channels} channels, the network's preprocessing has {len(self.mean)}. "

@@ -10,11 +10,20 @@ from torch import Tensor
 
 from hybridsnn.artifacts import Artifact, lineage
 from hybridsnn.config import Choice, StageConfig, hash_of
-from hybridsnn.data import AUGMENTATIONS, DATASETS, Batches, ImageData, load, split_validation
+from hybridsnn.data import (
+    AUGMENTATIONS,
+    BINNINGS,
+    DATASETS,
+    DEFAULT_BINNING,
+    Batches,
+    ImageData,
+    load,
+    split_validation,
+)
 from hybridsnn.errors import ArtifactError, ConfigError, DataError
 from hybridsnn.networks import NetworkSpec
 from hybridsnn.stages.base import Environment, Work
-from hybridsnn.stages.networks import ImageDescription
+from hybridsnn.stages.networks import EventDescription, ImageDescription
 
 FOLDERS = ("imagefolder", "imagenet")  # data sets that are whatever folder they are given
 
@@ -29,6 +38,12 @@ class ImageSettings(StageConfig):
     )
     augmentation: Annotated[str, Choice(AUGMENTATIONS, "augmentation")] | None = Field(
         None, description="Random changes to training images; unset: the data set's own."
+    )
+    event_frames: int | None = Field(
+        None, gt=0, description="Frames that recordings of events are binned to; unset: the data set's own."
+    )
+    event_binning: Annotated[str, Choice(BINNINGS, "binning")] | None = Field(
+        None, description="Frames of equal time, or of equal counts of events; unset: time."
     )
     seed: int = Field(0, ge=0, description="Seed of everything random.")
 
@@ -81,11 +96,12 @@ def open_new(settings: ImageSettings, work: Work) -> Pictures:
     """Open the data set that a first stage names, and note it for the manifest.
 
     Raises:
-        ConfigError: if the validation share leaves no image to train on, or none to validate with.
+        ConfigError: if the validation share leaves no image to train on, or none to validate with, or pictures are to
+            be binned like events.
         DataError: if the data set is missing or has another number of channels than its normalisation.
     """
     entry = DATASETS[settings.dataset]
-    data = _load(settings.dataset, settings.image_size, work)
+    data = _load(settings.dataset, settings.image_size, settings.event_frames, settings.event_binning, work)
     total = len(data.train)
     kept_back = round(settings.validation * total)
     if kept_back == total or (settings.validation and not kept_back):
@@ -97,6 +113,11 @@ def open_new(settings: ImageSettings, work: Work) -> Pictures:
     channels = data.train.shape[0]
     if channels != len(preprocessing.mean):
         raise DataError(f"dataset: '{data.name}' has {channels} channels, its normalisation {len(preprocessing.mean)}")
+    events = None
+    if entry.frames is not None:
+        events = EventDescription(
+            frames=settings.event_frames or entry.frames, binning=settings.event_binning or DEFAULT_BINNING
+        )
     description = ImageDescription(
         dataset=settings.dataset,
         image_size=preprocessing.size,
@@ -106,6 +127,7 @@ def open_new(settings: ImageSettings, work: Work) -> Pictures:
         validation=settings.validation,
         split_seed=settings.seed,
         augmentation=settings.augmentation or entry.augmentation,
+        events=events,
     )
     return Pictures(data, description)
 
@@ -116,7 +138,9 @@ def open_again(description: ImageDescription, work: Work) -> Pictures:
     Raises:
         ArtifactError: if its content is no longer the same.
     """
-    data = _load(description.dataset, description.image_size, work)
+    events = description.events
+    frames, binning = (events.frames, events.binning) if events else (None, None)
+    data = _load(description.dataset, description.image_size, frames, binning, work)
     for artifact in _ancestors(work):
         mark = artifact.manifest.data
         if mark is not None and mark.fingerprint != data.fingerprint:
@@ -128,10 +152,18 @@ def open_again(description: ImageDescription, work: Work) -> Pictures:
     return Pictures(data, description)
 
 
-def _load(dataset: str, size: int | None, work: Work) -> ImageData:
+def _load(dataset: str, size: int | None, frames: int | None, binning: str | None, work: Work) -> ImageData:
     environment = work.environment
     folder: Path | None = environment.data
-    data = load(dataset, folder=folder, download=environment.download, size=size)
+    data = load(
+        dataset,
+        folder=folder,
+        download=environment.download,
+        size=size,
+        event_frames=frames,
+        event_binning=binning,
+        say=environment.progress.say,
+    )
     work.data = (data.name, data.fingerprint)
     return data
 

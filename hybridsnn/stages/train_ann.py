@@ -23,7 +23,7 @@ class NetworkSettings(ImageSettings):
     """Which network, for which pictures."""
 
     network: Annotated[str, Choice(NETWORKS, "network")] = Field("digits-cnn", description="Network.")
-    batch_norm: bool = Field(False, description="Batch norm after each convolution; folded away by convert.")
+    batch_norm: bool = Field(False, description="Batch norm after each convolution; convert folds it or keeps it.")
     width: float = Field(1.0, gt=0, description="Factor on all channels.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Probability of dropout; unset: the network's own.")
 
@@ -60,7 +60,7 @@ def run(work: Work) -> None:
         config,
         pictures,
         seed=config.seed,
-        encode=lambda batch, epoch: batch.images.contiguous(memory_format=torch.channels_last),
+        encode=lambda batch, epoch: fabric.to_device(batch.pictures.contiguous(memory_format=torch.channels_last)),
         measure=measure,
     )
     save_network(work.folder, ModelDescription(network=spec, images=pictures.description), network)
