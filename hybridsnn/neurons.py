@@ -28,7 +28,8 @@ class SpikingNeuron(TemporalModule):
     """A layer of integrate-and-fire neurons with thresholds and leaks in its state dict.
 
     Args:
-        channels: None for one threshold per layer, else one for each of so many channels.
+        shape: of the thresholds: `()` for one per layer, `(channels,)`, or the sample's shape for one per neuron.
+            The leak is one per layer.
         reset: "soft" or "hard".
         initial_potential: the membrane before the first step, in units of the threshold.
         kernel: how to run the scan, see `hybridsnn.kernels.KERNELS`.
@@ -38,12 +39,16 @@ class SpikingNeuron(TemporalModule):
     """
 
     def __init__(
-        self, channels: int | None = None, *, reset: str = "soft", initial_potential: float = 0.0, kernel: str = "auto"
+        self,
+        shape: tuple[int, ...] = (),
+        *,
+        reset: str = "soft",
+        initial_potential: float = 0.0,
+        kernel: str = "auto",
     ):
         super().__init__()
         if reset not in RESETS:
             raise ConfigError(f"reset: unknown '{reset}'. Choices: {', '.join(RESETS)}")
-        shape = () if channels is None else (channels,)
         # Frozen until a learning rule unfreezes them.
         self.threshold = nn.Parameter(torch.ones(shape), requires_grad=False)
         self.leak = nn.Parameter(torch.ones(()), requires_grad=False)
@@ -85,8 +90,8 @@ class SpikingNeuron(TemporalModule):
         self.leak.clamp_(0, 1)
 
     def extra_repr(self) -> str:
-        shape = "layer" if self.threshold.dim() == 0 else f"{self.threshold.numel()} channels"
-        return f"threshold per {shape}, reset={self.reset}, initial_potential={self.initial_potential}"
+        shape = tuple(self.threshold.shape)
+        return f"thresholds {shape}, reset={self.reset}, initial_potential={self.initial_potential}"
 
 
 class SharedDropout(TemporalModule):

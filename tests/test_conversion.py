@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from toy_networks import CLASSES, SHAPE, Residual, exact, pictures, seeded
+from toy_networks import CLASSES, SHAPE, Residual, encodable, exact, pictures, seeded
 
 from hybridsnn.conversion import (
     BALANCERS,
@@ -20,6 +20,7 @@ from hybridsnn.conversion import (
     apply_thresholds,
     balance,
     balancers,
+    set_constants,
     spiking_body,
 )
 from hybridsnn.conversion.preparation import prepare
@@ -28,6 +29,8 @@ from hybridsnn.errors import ConversionError
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks import NETWORKS, NetworkSpec
 from hybridsnn.neurons import RESETS
+
+MEASURING = [name for name, balancer in BALANCERS.items() if balancer.thresholds is not None]
 
 
 def chain(bias: bool = False) -> nn.Sequential:
@@ -149,7 +152,7 @@ def fit(outputs: Tensor, logits: Tensor) -> tuple[float, float]:
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("balancer", MEASURING)
 @pytest.mark.parametrize("network", ZOO)
 def test_with_time_a_spiking_network_becomes_its_original(
     network: str, balancer: str, granularity: str, scale: float
@@ -168,7 +171,7 @@ def test_with_time_a_spiking_network_becomes_its_original(
 
 
 @pytest.mark.parametrize("threshold_scale", [1.0, 2.0])
-@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("balancer", MEASURING)
 def test_a_chain_s_readout_is_the_logits_over_all_thresholds(balancer: str, threshold_scale: float) -> None:
     original = seeded(chain(bias=True))
     images = pictures(6) * 1.5
@@ -180,7 +183,7 @@ def test_a_chain_s_readout_is_the_logits_over_all_thresholds(balancer: str, thre
     assert factor * product == pytest.approx(1, rel=0.03) and rest < 0.04
 
 
-@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("balancer", MEASURING)
 def test_random_spikes_find_the_logits_too(balancer: str) -> None:
     original = seeded(ZOO["residual"]())
     images = pictures(6)
@@ -191,7 +194,7 @@ def test_random_spikes_find_the_logits_too(balancer: str) -> None:
     assert rest < 0.15
 
 
-@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("balancer", MEASURING)
 def test_a_threshold_scale_is_a_factor(balancer: str) -> None:
     """Weights without biases stay copies, and the body tells the thresholds that were returned."""
     original = exact(seeded(chain()))
@@ -237,7 +240,7 @@ def brute_force(network: nn.Sequential, chosen: Calibration) -> list[float]:
 @torch.no_grad()
 def test_max_is_the_layer_by_layer_simulation(encoder: str) -> None:
     network = exact(seeded(chain()))
-    chosen = calibration(pictures(5), encoder, timesteps=11, seed=4)
+    chosen = calibration(encodable(encoder, 5, 11), encoder, timesteps=11, seed=4)
     thresholds = balance(spiking_body(network, SHAPE), BALANCERS["max"], chosen)
     found = [threshold.item() for threshold in thresholds.values()]
     assert found == brute_force(network, chosen)
@@ -249,7 +252,7 @@ def test_max_is_the_layer_by_layer_simulation(encoder: str) -> None:
 def test_max_balances_residual_blocks(encoder: str) -> None:
     """In units of the original: a neuron's spike carries its amplitude, the largest current that it ever gets."""
     network: Any = seeded(Residual()).double()
-    images = pictures(4).double()
+    images = encodable(encoder, 4, 10).double()
     chosen = calibration(images, encoder, timesteps=10)
     thresholds = balance(spiking_body(network, SHAPE).double(), BALANCERS["max"], chosen)
 
@@ -293,12 +296,12 @@ def test_max_balances_residual_blocks(encoder: str) -> None:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("balancer", MEASURING)
 def test_thresholds_do_not_depend_on_order_or_batches(
     balancer: str, encoder: str, granularity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = exact(seeded(chain())).double()
-    images, order = pictures(7).double(), torch.tensor([3, 6, 0, 1, 5, 2, 4])
+    images, order = encodable(encoder, 7, 16).double(), torch.tensor([3, 6, 0, 1, 5, 2, 4])
     whole = calibration(images, encoder, percentile=97.0)
     shuffled = Calibration(images[order], order, whole.encoder, whole.timesteps, percentile=97.0)
 
@@ -307,7 +310,7 @@ def test_thresholds_do_not_depend_on_order_or_batches(
         return balance(body, BALANCERS[balancer], chosen)
 
     expected = thresholds(whole)
-    assert all(value.shape == (() if granularity == "layer" else value.shape[:1]) for value in expected.values())
+    assert all(value.shape == (value.shape[:1] if granularity == "channel" else ()) for value in expected.values())
     for frames in (1, 48, 10**6):
         monkeypatch.setattr(balancers, "FRAMES", max(16, frames))
         for chosen in (whole, shuffled):
@@ -351,14 +354,22 @@ def test_thresholds_from_activations(
     share = percentile if balancer == "percentile" else 100.0
     unit = 2.0
     for threshold, values in zip(thresholds.values(), activations_of(network, images), strict=True):
-        groups = [values] if granularity == "layer" else np.moveaxis(values, 1, 0)
+        groups = np.moveaxis(values, 1, 0) if granularity == "channel" else [values]
         chosen = [nearest_rank(group, share) if (group > 0).any() else unit for group in groups]
         np.testing.assert_allclose(threshold.flatten(), np.array(chosen) / unit, rtol=1e-12)
         unit = max(chosen)
 
 
+@pytest.mark.parametrize("balancer", ["activation-max", "percentile"])
+def test_activations_of_events_are_those_of_their_mean(balancer: str) -> None:
+    frames = encodable("event", 4, 6)
+    body, other = (spiking_body(seeded(chain(bias=True)), SHAPE) for _ in range(2))
+    found = balance(body, BALANCERS[balancer], calibration(frames, "event"))
+    assert found == balance(other, BALANCERS[balancer], calibration(frames.mean(1)))
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("balancer", BALANCERS)
+@pytest.mark.parametrize("balancer", MEASURING)
 def test_a_layer_that_never_fires_keeps_a_threshold(balancer: str, granularity: str) -> None:
     network = seeded(chain())
     with torch.no_grad():
@@ -408,6 +419,39 @@ def test_every_network_of_the_registry_becomes_spiking(name: str, batch_norm: bo
     chosen = calibration(pictures(2, shape))
     assert len(balance(body, BALANCERS["activation-max"], chosen)) == rectified
     assert readout(body, chosen.encoder, chosen.images, 2).isfinite().all()
+
+
+@pytest.mark.parametrize("balancer", MEASURING)
+@pytest.mark.parametrize("network", ["chain with biases", "residual"])
+def test_every_neuron_of_a_layer_starts_at_its_layer_s_threshold(network: str, balancer: str) -> None:
+    original = seeded(ZOO[network]())
+    chosen = calibration(pictures(4))
+    bodies = [spiking_body(original, SHAPE, granularity=granularity) for granularity in ("layer", "neuron")]
+    by_layer, by_neuron = (balance(body, BALANCERS[balancer], chosen) for body in bodies)
+    assert by_neuron == by_layer
+    trains: list[dict[str, Tensor]] = [{}, {}]
+    outputs = []
+    for body, train in zip(bodies, trains, strict=True):
+        frames = chosen.encoder(chosen.images, chosen.indices, 20)
+        outputs.append(SpikingModel(body, chosen.encoder).eval()(frames, observe=train.__setitem__)[0])
+    assert torch.equal(*outputs) and outputs[0].abs().max() > 0
+    for name, spikes in trains[1].items():
+        threshold = bodies[1].get_submodule(name).get_parameter("threshold")
+        assert threshold.shape == spikes.shape[2:]
+        assert (threshold == by_layer[name]).all()
+        assert bodies[1].get_submodule(name).get_parameter("leak").shape == ()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("network", ZOO)
+def test_constants_leave_weights_as_they_are(network: str, granularity: str) -> None:
+    body = spiking_body(seeded(ZOO[network]()), SHAPE, granularity=granularity)
+    before = copy.deepcopy(body.state_dict())
+    set_constants(body, threshold=0.7, leak=0.25)
+    for name, value in body.state_dict().items():
+        given = {"threshold": 0.7, "leak": 0.25}.get(name.rpartition(".")[2])
+        expected = before[name] if given is None else torch.full_like(value, given)
+        assert torch.equal(value, expected), name
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -515,6 +559,34 @@ def test_a_max_pool_can_pass_any_spike(case: str) -> None:
     (spikes,) = trains.values()
     any_spike = spikes.unflatten(3, (4, 2)).unflatten(5, (4, 2)).amax((4, 6))
     assert torch.equal(outputs, any_spike.cumsum(0))
+
+
+@pytest.mark.parametrize("network", ["residual with batch norm", "folded_norms"])
+def test_kept_batch_norm_is_a_part_of_the_synapse(network: str) -> None:
+    """It spikes like the folded one, and learns statistics of all time steps in training mode."""
+    original = seeded(ZOO[network]()).double()
+    images, outputs = pictures(5).double(), {}
+    for fold in (True, False):
+        body = spiking_body(original, SHAPE, fold_batch_norm=fold).double()
+        set_constants(body, threshold=0.5, leak=0.75)
+        outputs[fold] = SpikingModel(body, Encoder("direct")).eval()(images.expand(12, *images.shape))[0]
+    torch.testing.assert_close(outputs[False], outputs[True])
+    assert outputs[True].abs().max() > 0
+
+    norm = next(module for module in body.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.weight.requires_grad and norm.num_batches_tracked == 0
+    seen: list[Tensor] = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    before = norm.running_mean.clone()
+    frames = Encoder("poisson")(images, torch.arange(5), 12)
+    SpikingModel(body, Encoder("poisson")).train()(frames)
+    assert len(seen[0]) == 12 * 5 and norm.num_batches_tracked == 1
+    torch.testing.assert_close(norm.running_mean, 0.9 * before + 0.1 * seen[0].mean((0, 2, 3)))
+
+
+def test_kept_batch_norm_needs_statistics() -> None:
+    with pytest.raises(ConversionError, match="no running statistics"):
+        spiking_body(REFUSED["norm without statistics"][0], SHAPE, fold_batch_norm=False)
 
 
 def test_kept_batch_norm_is_refused_by_balancing() -> None:

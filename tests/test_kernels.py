@@ -298,15 +298,17 @@ def test_without_a_surrogate_or_a_gradient_nothing_is_kept(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("channels", [None, 3])
-def test_a_neuron_starts_where_it_says(channels: int | None, reset: str) -> None:
-    neuron = SpikingNeuron(channels, reset=reset, initial_potential=0.5)
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4, 4)])
+def test_a_neuron_starts_where_it_says(shape: tuple[int, ...], reset: str) -> None:
+    neuron = SpikingNeuron(shape, reset=reset, initial_potential=0.5)
+    assert neuron.threshold.shape == shape and neuron.leak.shape == ()
+    thresholds = torch.arange(1.0, 1 + neuron.threshold.numel()).view(shape)
     with torch.no_grad():
-        neuron.threshold.copy_(torch.tensor(2.0) if channels is None else torch.tensor([1.0, 2.0, 4.0]))
+        neuron.threshold.copy_(thresholds)
     state = neuron.initial_state(torch.zeros(1, 2, 3, 4, 4))
     assert (state.since_spike == NEVER).all()
-    expected = torch.tensor([1.0, 1.0, 1.0] if channels is None else [0.5, 1.0, 2.0])
-    assert torch.equal(state.membrane, expected.view(1, 3, 1, 1).expand(2, 3, 4, 4))
+    expected = thresholds / 2 if len(shape) != 1 else thresholds.view(3, 1, 1) / 2
+    assert torch.equal(state.membrane, expected.expand(2, 3, 4, 4))
 
 
 def test_what_cannot_run_is_refused_by_name() -> None:

@@ -1,14 +1,14 @@
 """A spiking network as a whole: cuts in time, cuts of the batch, and what its metrics count."""
 
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from toy_networks import CLASSES, Residual, exact, pictures, seeded, spiking
+from toy_networks import CLASSES, Residual, encodable, exact, pictures, seeded, spiking
 
+from hybridsnn.batch import Batch
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.metrics import CHUNK, evaluate_ann, evaluate_snn
@@ -48,7 +48,7 @@ def same_state(one: ModelState, other: ModelState) -> bool:
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_chunks_of_time_are_the_whole(encoder: str, cuts: list[int]) -> None:
     model = spiking(exact(seeded(Residual())), encoder)
-    images = pictures(3)
+    images = encodable(encoder, 3, 12)
     outputs, state = in_chunks(model, images, [12])
     pieces, last = in_chunks(model, images, cuts)
     assert outputs.shape == (12, 3, CLASSES) and outputs[-1].abs().min() > 0
@@ -82,7 +82,7 @@ def test_gradients_do_not_depend_on_how_time_is_cut(surrogate: str, reset: str) 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_sample_is_independent_of_its_batch(encoder: str) -> None:
     model = spiking(exact(seeded(Residual())), encoder)
-    images, indices = pictures(6), torch.tensor([4, 7, 1, 900, 2**40, 0])
+    images, indices = encodable(encoder, 6, 10), torch.tensor([4, 7, 1, 900, 2**40, 0])
 
     def run(places: list[int]) -> Tensor:
         frames = model.encoder(images[places], indices[places], 10, seed=3)
@@ -100,7 +100,7 @@ def test_a_sample_is_independent_of_its_batch(encoder: str) -> None:
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_no_state_survives_a_call(encoder: str) -> None:
     model = spiking(exact(seeded(Residual())), encoder)
-    images = pictures(2)
+    images = encodable(encoder, 2, 6)
     first, _ = in_chunks(model, images, [6])
     assert torch.equal(in_chunks(model, images, [6])[0], first)
     assert sorted(model.state_dict()) == sorted(spiking(Residual(), encoder).state_dict())
@@ -181,13 +181,6 @@ def test_a_readout_only_accumulates() -> None:
     torch.testing.assert_close(outputs, outputs[:1] * torch.arange(1, 10).view(-1, 1, 1))
 
 
-@dataclass
-class Batch:
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-
-
 def batches_of(images: Tensor, labels: Tensor, size: int) -> list[Batch]:
     indices = torch.arange(len(images))
     return [Batch(*parts) for parts in zip(images.split(size), labels.split(size), indices.split(size), strict=True)]
@@ -201,7 +194,7 @@ def values_of(rows: list[dict[str, Any]]) -> dict[tuple[str, Any], float]:
 def test_metrics_of_a_spiking_network(encoder: str) -> None:
     timesteps = CHUNK + 5
     model = spiking(exact(seeded(Residual())), encoder)
-    images = pictures(7)
+    images = encodable(encoder, 7, timesteps)
     labels = torch.tensor([0, 1, 2, 3, 4, 0, 1])
     trains: dict[str, Tensor] = {}
     with torch.no_grad():

@@ -1,10 +1,12 @@
 """The networks of the tables: plans, shapes and sizes computed by hand, and errors for what cannot be built."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from toy_networks import seeded
 
 from hybridsnn.errors import ConfigError
 from hybridsnn.networks import NETWORKS, NetworkSpec
@@ -52,7 +54,13 @@ SMALL = {
     "lenet5": 25 * (3 * 6 + 6 * 16) + 6 + 16 + 6 * 6 * 16 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10,
     "digits-cnn": 9 * (3 * 24 + 24 * 48) + 16 * 16 * 48 * 128 + 128 * 10,
 }
-SIZES = {**{name: VGG_CONVOLUTIONS[name] + VGG_HEADS[name] for name in VGG_HEADS}, **RESNETS, **SMALL}
+SCRATCH = {  # with biases, for there is no batch norm
+    "vgg11-gap": 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 3 * 512 * 512)
+    + 64 + 128 + 2 * 256 + 4 * 512 + 512 * 10 + 10,
+    "resnet18": 9 * 3 * 64 + 2 * block(64, 64) + block(64, 128) + block(128, 128) + block(128, 256) + block(256, 256)
+    + block(256, 512) + block(512, 512) + 512 * 10 + 10,
+}  # fmt: skip
+SIZES = {**{name: VGG_CONVOLUTIONS[name] + VGG_HEADS[name] for name in VGG_HEADS}, **RESNETS, **SMALL, **SCRATCH}
 
 
 def build(name: str, shape: tuple[int, int, int] = CIFAR, classes: int = 10, **options: object) -> nn.Module:
@@ -74,7 +82,7 @@ def test_sizes_are_those_computed_by_hand(name: str) -> None:
     assert size(build(name)) == SIZES[name]
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "lenet5"])
+@pytest.mark.parametrize("name", [*VGG_HEADS, *RESNETS, "digits-cnn"])
 def test_the_papers_networks_have_no_biases(name: str) -> None:
     assert not any(key.endswith("bias") for key in build(name).state_dict())
 
@@ -97,6 +105,10 @@ def test_imagenet_variants() -> None:
                  "conv relu drop flat line relu drop line relu drop line"),
         ("resnet8", "conv relu drop conv relu drop conv relu pool conv relu drop conv relu conv relu drop conv conv "
                     "relu flat line"),
+        ("vgg11-gap", "conv relu pool conv relu pool conv relu drop conv relu pool conv relu drop conv relu pool "
+                      "conv relu drop conv relu drop mean flat line"),
+        ("resnet18", "conv relu" + 2 * " conv relu drop conv relu"
+                     + 3 * " conv relu drop conv conv relu conv relu drop conv relu" + " mean flat line"),
     ],
 )  # fmt: skip
 def test_layers_come_in_the_paper_s_order(name: str, layers: str) -> None:
@@ -105,6 +117,7 @@ def test_layers_come_in_the_paper_s_order(name: str, layers: str) -> None:
         "Conv2d": "conv",
         "ReLU": "relu",
         "AvgPool2d": "pool",
+        "AdaptiveAvgPool2d": "mean",
         "Dropout": "drop",
         "Flatten": "flat",
         "Linear": "line",
@@ -113,13 +126,47 @@ def test_layers_come_in_the_paper_s_order(name: str, layers: str) -> None:
     assert found == layers.split()
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [*BLOCKS, "resnet18"])
 def test_residual_blocks_halve_the_map_from_the_second_width_on(name: str) -> None:
     network = build(name)
+    counts = BLOCKS.get(name, (2, 2, 2, 2))
     blocks = [module for module in network.modules() if type(module).__name__ == "BasicBlock"]
-    assert len(blocks) == sum(BLOCKS[name])
+    assert len(blocks) == sum(counts)
     changes = [block.shortcut[0].stride for block in blocks if len(block.shortcut)]
-    assert changes == [(2, 2)] * (sum(count > 0 for count in BLOCKS[name]) - 1)
+    assert changes == [(2, 2)] * (sum(count > 0 for count in counts) - 1)
+
+
+@pytest.mark.parametrize("side", [28, 32, 34, 48, 64, 128])
+@pytest.mark.parametrize("name", SCRATCH)
+def test_a_global_pool_takes_pictures_of_any_size(name: str, side: int) -> None:
+    for channels in (1, 2, 3):
+        network = build(name, (channels, side, side), batch_norm=True)
+        assert network(torch.rand(2, channels, side, side, device="meta")).shape == (2, 10)
+        assert linears(network) == [(512, 10)]
+
+
+@torch.no_grad()
+def test_the_last_pool_of_the_stop_paper_s_vgg_is_within_the_global_one() -> None:
+    network: Any = seeded(NetworkSpec("vgg11-gap", CIFAR, 10, width=TINY, batch_norm=True).build())
+    images = torch.rand(2, *CIFAR)
+    pooled = nn.functional.avg_pool2d(network.features[:-1](images), 2)
+    torch.testing.assert_close(network.classifier(pooled.mean((2, 3))), network(images))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("name", SCRATCH)
+@torch.no_grad()
+def test_activations_keep_their_size_from_the_start(name: str, batch_norm: bool) -> None:
+    """Through all layers, so that a network that starts from nothing can learn."""
+    torch.manual_seed(0)
+    network = NetworkSpec(name, CIFAR, 10, width=0.25, batch_norm=batch_norm).build().train()
+    sizes: list[float] = []
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda module, inputs, output: sizes.append(float(output.square().mean())))
+    network(torch.randn(8, *CIFAR))
+    assert len(sizes) == {"vgg11-gap": 8, "resnet18": 17}[name]
+    assert all(size > 1e-3 for size in sizes) and sizes[-1] < 1e3
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -160,7 +207,7 @@ def test_dropout_can_be_chosen(name: str) -> None:
 
     assert probabilities(0.4) == {0.4}
     assert probabilities(0.0) == {0.0}
-    papers = {"lenet5": {0.0}} | {other: {0.2, 0.5} for other in VGG_HEADS}
+    papers = {other: {0.0} for other in ("lenet5", *SCRATCH)} | {other: {0.2, 0.5} for other in VGG_HEADS}
     assert probabilities(None) == papers.get(name, {0.2})
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridsnn.conversion import spiking_body
-from hybridsnn.encoders import Encoder
+from hybridsnn.encoders import ENCODERS, Encoder
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks.resnet import BasicBlock
 
@@ -61,6 +61,13 @@ def pictures(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tenso
     """`[count, *shape]` in [-1, 1], multiples of 1/16."""
     random = torch.Generator().manual_seed(seed)
     return torch.randint(-16, 17, (count, *shape), generator=random) / 16
+
+
+def encodable(encoder: str, count: int, timesteps: int) -> Tensor:
+    """What an encoder takes: `pictures`, or so many frames of events, `[count, timesteps, *SHAPE]`."""
+    if not ENCODERS[encoder].events:
+        return pictures(count)
+    return pictures(count * timesteps).unflatten(0, (count, timesteps))
 
 
 def spiking(

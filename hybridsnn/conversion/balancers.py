@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from hybridsnn.batch import without_time
 from hybridsnn.conversion.preparation import module_of
 from hybridsnn.conversion.scales import Scales, thresholds_for_activations
 from hybridsnn.encoders import Encoder
@@ -24,7 +25,7 @@ class Calibration:
     """What thresholds are measured on.
 
     Attributes:
-        images: normalised training images `[N, C, H, W]`.
+        images: normalised training images `[N, C, H, W]`, or events `[N, T, C, H, W]`.
         indices: which they are, int64 `[N]`: their random spikes depend on it.
         encoder: of the spiking network.
         timesteps: how long the network is simulated, for balancers that simulate.
@@ -53,10 +54,11 @@ class Balancer:
     Attributes:
         thresholds: (a spiking body of its own, calibration) to thresholds by the name of the neuron, scalar or
             `[channels]` as the neurons have them. The body has the ANN's weights and may be changed.
+            None: nothing is measured and no weight rescaled; every threshold is a number that the user gives.
     """
 
     summary: str
-    thresholds: Callable[[fx.GraphModule, Calibration], dict[str, Tensor]]
+    thresholds: Callable[[fx.GraphModule, Calibration], dict[str, Tensor]] | None
 
 
 @torch.no_grad()
@@ -203,7 +205,7 @@ def percentile_of_activations(body: fx.GraphModule, calibration: Calibration) ->
 
     body.eval()
     for batch, _ in calibration.batches(FRAMES // 16):
-        _AnalogRun(body, observe).run(batch)
+        _AnalogRun(body, observe).run(without_time(batch))
     activations = {}
     for name, largest in kept.items():
         count = positive[name]
@@ -227,7 +229,7 @@ def maximum_activation(body: fx.GraphModule, calibration: Calibration) -> dict[s
 
     body.eval()
     for batch, _ in calibration.batches(FRAMES // 16):
-        _AnalogRun(body, observe).run(batch)
+        _AnalogRun(body, observe).run(without_time(batch))
     for name in activations:
         calibration.advance(name)
     return thresholds_for_activations(body, activations, calibration.encoder.scale)
@@ -242,4 +244,5 @@ BALANCERS = {
     "percentile": Balancer(
         "a percentile of the ANN's non-zero activations, robust to outliers", percentile_of_activations
     ),
+    "constant": Balancer("the number given; nothing is measured: for training from scratch", None),
 }

@@ -45,7 +45,7 @@ def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str =
 
     Args:
         network: any module that torch.fx can capture.
-        fold_batch_norm: or leave it where it is.
+        fold_batch_norm: or leave it where it is, as a part of the synapse.
         max_pool: one of `MAX_POOL_CHOICES`.
 
     Raises:
@@ -63,6 +63,7 @@ def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str =
     body = fx.GraphModule(network, graph)
     _unshare(body)
     _modules_for_calls(body)
+    _check_statistics(body)
     if fold_batch_norm:
         _fold_batch_norm(body)
     _check(body, fold_batch_norm, max_pool == "any-spike")
@@ -131,6 +132,16 @@ def _dropout_probability(node: fx.Node) -> float:
     return float(value)
 
 
+def _check_statistics(body: fx.GraphModule) -> None:
+    """Refuse batch norms whose result for an image depends on the others of its batch."""
+    for node in body.graph.nodes:
+        norm = module_of(body, node)
+        if type(norm) in BATCH_NORMS and norm is not None and norm.running_mean is None:
+            raise ConversionError(
+                f"network: batch norm '{node.target}' keeps no running statistics; train with track_running_stats=True"
+            )
+
+
 def _fold_batch_norm(body: fx.GraphModule) -> None:
     """Fold each batch norm into the synapse before it: the folded network computes the same function."""
     for node in list(body.graph.nodes):
@@ -143,10 +154,6 @@ def _fold_batch_norm(body: fx.GraphModule) -> None:
             raise ConversionError(
                 f"network: batch norm '{node.target}' does not follow a convolution or linear layer of its own, "
                 "so it cannot be folded; put it right after one"
-            )
-        if norm is not None and norm.running_mean is None:
-            raise ConversionError(
-                f"network: batch norm '{node.target}' keeps no running statistics; train with track_running_stats=True"
             )
         fuse: Callable[..., nn.Module] = (
             fusion.fuse_linear_bn_eval if isinstance(synapse, nn.Linear) else fusion.fuse_conv_bn_eval

@@ -1,5 +1,6 @@
 """From a prepared graph to a spiking one: ReLUs become neurons, sums get their scales aligned."""
 
+import copy
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ from hybridsnn.conversion.preparation import (
 from hybridsnn.errors import ConversionError
 from hybridsnn.neurons import SharedDropout, SpikingNeuron
 
-GRANULARITIES = {"layer": "one threshold per layer", "channel": "one threshold per channel"}
+GRANULARITIES = {
+    "layer": "one threshold per layer",
+    "channel": "one threshold per channel",
+    "neuron": "one threshold per neuron; those of a layer start at one value",
+}
 
 
 class Weighting(nn.Module):
@@ -65,8 +70,9 @@ def spiking_body(
     for node in body.graph.nodes:
         module = module_of(body, node)
         if type(module) is nn.ReLU:
-            channels = int(node.meta["shape"][0]) if granularity == "channel" else None
-            neuron = SpikingNeuron(channels, reset=reset, initial_potential=initial_potential)
+            sample = node.meta["shape"]
+            shape = {"layer": (), "channel": sample[:1], "neuron": sample}[granularity]
+            neuron = SpikingNeuron(shape, reset=reset, initial_potential=initial_potential)
             body.set_submodule(str(node.target), neuron)
         elif isinstance(module, DROPOUTS):
             body.set_submodule(
@@ -78,6 +84,17 @@ def spiking_body(
     parameter = next(body.parameters())
     body.to(parameter.device)
     body.recompile()
+    body.meta["granularity"] = granularity
+    return body
+
+
+def for_measuring(body: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a spiking body to find thresholds in: one for a layer, where the body has one for each neuron."""
+    body = copy.deepcopy(body)
+    if body.meta["granularity"] == "neuron":
+        for module in body.modules():
+            if isinstance(module, SpikingNeuron):
+                module.threshold = nn.Parameter(module.threshold.new_ones(()), requires_grad=False)
     return body
 
 

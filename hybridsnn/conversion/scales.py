@@ -32,16 +32,21 @@ class Scales:
         self.input_scale = input_scale
         self.alignments = alignments(body)
         self.of: dict[fx.Node, Tensor] = {}  # scalar, or [channels]
+        self.thresholds: dict[fx.Node, Tensor] = {}  # likewise
 
     def current_scale(self, neuron: fx.Node) -> Tensor:
         """What a unit of current into a neuron stands for; scalar or `[channels]`."""
         return self.of[neuron.all_input_nodes[0]]
 
     def set_threshold(self, neuron: fx.Node, threshold: Tensor) -> None:
-        """Give a neuron its threshold, a scalar or `[channels]`; a layer that never fires in the ANN keeps 1."""
+        """Give a neuron its threshold, a scalar or `[channels]`; a layer that never fires in the ANN keeps 1.
+
+        A layer with a threshold for each neuron gets the same one for all.
+        """
         parameter = self.body.get_submodule(str(neuron.target)).get_parameter("threshold")
+        self.thresholds[neuron] = torch.where(threshold > 0, threshold, torch.ones_like(threshold)).to(parameter)
         with torch.no_grad():
-            parameter.copy_(torch.where(threshold > 0, threshold, torch.ones_like(threshold)))
+            parameter.copy_(self.thresholds[neuron])
 
     @torch.no_grad()
     def visit(self, node: fx.Node) -> None:
@@ -56,7 +61,7 @@ class Scales:
             return
         incoming = self.of[node.all_input_nodes[0]]
         if isinstance(module, SpikingNeuron):
-            self.of[node] = incoming * module.threshold.detach().to(incoming)
+            self.of[node] = incoming * self.thresholds[node].to(incoming)
         elif isinstance(module, SYNAPSES):
             self.of[node] = self._rescale(module, incoming, self._target(node))
         elif isinstance(module, Weighting):

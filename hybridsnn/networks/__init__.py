@@ -1,6 +1,6 @@
 """The networks that can be trained and converted, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -8,8 +8,8 @@ from torch import nn
 from hybridsnn.errors import ConfigError
 from hybridsnn.networks import external
 from hybridsnn.networks.lenet import DigitsNet, LeNet5
-from hybridsnn.networks.resnet import BLOCKS, ResNet
-from hybridsnn.networks.vgg import PLANS, POOL, VGG
+from hybridsnn.networks.resnet import BLOCKS, GlobalPoolResNet, ResNet
+from hybridsnn.networks.vgg import GLOBAL_POOL_PLAN, PLANS, POOL, VGG, GlobalPoolVGG
 from hybridsnn.registry import look_up
 
 
@@ -68,16 +68,20 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
+def _scaled(plan: Sequence[int | str], width: float) -> tuple[int | str, ...]:
+    return tuple(entry if isinstance(entry, str) else max(1, round(width * entry)) for entry in plan)
+
+
 def _vgg(name: str, hidden: int) -> Network:
     plan = PLANS[name]
 
     def build(spec: NetworkSpec) -> nn.Module:
-        scaled = [entry if isinstance(entry, str) else max(1, round(spec.width * entry)) for entry in plan]
+        scaled = _scaled(plan, spec.width)
         # The paper's VGG-11 is its CIFAR-100 net, with a narrower head; the ImageNet VGG-16 has a fifth pool.
         if name == "vgg16" and min(spec.input_shape[1:]) >= 128:
-            scaled.append(POOL)
+            scaled = (*scaled, POOL)
         return VGG(
-            tuple(scaled),
+            scaled,
             spec.input_shape,
             spec.classes,
             hidden=max(1, round(spec.width * hidden)),
@@ -106,6 +110,27 @@ def _resnet(name: str) -> Network:
     return Network(f"hybrid paper: 3 convolutions, basic blocks {counts} of 64-128-256-512", build, 8)
 
 
+def _vgg11_gap(spec: NetworkSpec) -> nn.Module:
+    return GlobalPoolVGG(
+        _scaled(GLOBAL_POOL_PLAN, spec.width),
+        spec.input_shape,
+        spec.classes,
+        batch_norm=spec.batch_norm,
+        dropout=_or(spec.dropout, 0.0),
+    )
+
+
+def _resnet18(spec: NetworkSpec) -> nn.Module:
+    return GlobalPoolResNet(
+        (2, 2, 2, 2),
+        spec.input_shape,
+        spec.classes,
+        width=spec.width,
+        batch_norm=spec.batch_norm,
+        dropout=_or(spec.dropout, 0.0),
+    )
+
+
 def _small(kind: type[DigitsNet] | type[LeNet5], dropout: float) -> Callable[[NetworkSpec], nn.Module]:
     def build(spec: NetworkSpec) -> nn.Module:
         return kind(
@@ -124,4 +149,12 @@ NETWORKS: dict[str, Network] = {
     "lenet5": Network("LeNet-5 with average pools and ReLU", _small(LeNet5, 0.0), 12),
     **{name: _vgg(name, 1024 if name == "vgg11" else 4096) for name in PLANS},
     **{name: _resnet(name) for name in BLOCKS},
+    "vgg11-gap": Network(
+        "STOP paper: convolutions 64 / 128 / 256 256 / 512 512 / 512 512, global average pool, one linear layer",
+        _vgg11_gap,
+        2 ** GLOBAL_POOL_PLAN.count(POOL),
+    ),
+    "resnet18": Network(
+        "STOP paper: 1 convolution, basic blocks 2-2-2-2 of 64-128-256-512, global average pool", _resnet18, 8
+    ),
 }

@@ -1,4 +1,4 @@
-"""How the hybrid paper's networks start."""
+"""How networks start."""
 
 import math
 
@@ -13,3 +13,12 @@ def initialise(network: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan))
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.01)
+
+
+def initialise_to_train(network: nn.Module) -> None:
+    """Weights N(0, sqrt(2 / inputs)) (He et al., 2015), so that activations keep their size through ReLUs; biases 0."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

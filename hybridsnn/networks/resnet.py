@@ -1,11 +1,12 @@
-"""The residual networks of the hybrid paper (Rathi et al., ICLR 2020): a plain stem and basic blocks."""
+"""Networks of basic blocks: those of the hybrid paper (Rathi et al., ICLR 2020), and ResNet-18 for small pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from hybridsnn.networks.initialisation import initialise
+from hybridsnn.networks.initialisation import initialise, initialise_to_train
 
+WIDTHS = (64, 128, 256, 512)
 BLOCKS = {
     "resnet8": (1, 1, 0, 0),
     "resnet12": (1, 1, 1, 1),
@@ -40,6 +41,14 @@ class BasicBlock(nn.Module):
         return self.relu(self.residual(features) + self.shortcut(features))
 
 
+def block_shapes(inputs: int, widths: Sequence[int], blocks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Inputs, outputs and stride of each block: from the second width on, the first of a width halves the map."""
+    for stage, (outputs, count) in enumerate(zip(widths, blocks, strict=True)):
+        for place in range(count):
+            yield inputs, outputs, 2 if stage > 0 and place == 0 else 1
+            inputs = outputs
+
+
 class ResNet(nn.Module):
     """Three 3x3 convolutions of 64 channels, a pool, basic blocks, one linear layer on the flattened map.
 
@@ -66,7 +75,7 @@ class ResNet(nn.Module):
         super().__init__()
         channels, height, breadth = input_shape
         large = min(height, breadth) >= 128
-        widths = [max(1, round(width * base)) for base in (64, 128, 256, 512)]
+        widths = [max(1, round(width * base)) for base in WIDTHS]
         stem: list[nn.Module] = []
         for place in range(3):
             stem += [*convolution(channels if place == 0 else widths[0], widths[0], 3, 1, batch_norm), nn.ReLU()]
@@ -77,21 +86,54 @@ class ResNet(nn.Module):
         height, breadth = height // pool, breadth // pool
 
         stages: list[nn.Module] = []
-        inputs = widths[0]
-        for stage, (outputs, count) in enumerate(zip(widths, blocks, strict=True)):
-            for place in range(count):
-                stride = 2 if stage > 0 and place == 0 else 1
-                stages.append(BasicBlock(inputs, outputs, stride, batch_norm=batch_norm, dropout=dropout))
-                height, breadth = -(-height // stride), -(-breadth // stride)
-                inputs = outputs
+        outputs = widths[0]
+        for inputs, outputs, stride in block_shapes(widths[0], widths, blocks):
+            stages.append(BasicBlock(inputs, outputs, stride, batch_norm=batch_norm, dropout=dropout))
+            height, breadth = -(-height // stride), -(-breadth // stride)
         self.stages = nn.Sequential(*stages)
         if large:
             size = (min(7, height), min(7, breadth))
             stages.append(nn.AvgPool2d(size))
             self.stages = nn.Sequential(*stages)
             height, breadth = height // size[0], breadth // size[1]
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(inputs * height * breadth, classes, bias=False))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(outputs * height * breadth, classes, bias=False))
         initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, C, H, W]` to logits `[B, classes]`."""
+        return self.head(self.stages(self.stem(images)))
+
+
+class GlobalPoolResNet(nn.Module):
+    """One 3x3 convolution, basic blocks, a global average pool, one linear layer; made to be trained from scratch.
+
+    With two blocks for each width it is the ResNet-18 of small pictures (He et al., 2016, without the first pool).
+
+    Args: as for `ResNet`.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        input_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        width: float,
+        batch_norm: bool,
+        dropout: float,
+    ):
+        super().__init__()
+        widths = [max(1, round(width * base)) for base in WIDTHS]
+        self.stem = nn.Sequential(*convolution(input_shape[0], widths[0], 3, 1, batch_norm), nn.ReLU())
+        self.stages = nn.Sequential(
+            *(
+                BasicBlock(inputs, outputs, stride, batch_norm=batch_norm, dropout=dropout)
+                for inputs, outputs, stride in block_shapes(widths[0], widths, blocks)
+            ),
+            nn.AdaptiveAvgPool2d(1),
+        )
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1], classes))
+        initialise_to_train(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[B, C, H, W]` to logits `[B, classes]`."""

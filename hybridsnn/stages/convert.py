@@ -1,19 +1,33 @@
 """`convert`: from a trained network to a balanced spiking one."""
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from hybridsnn.config import Choice, StageConfig
-from hybridsnn.conversion import BALANCERS, GRANULARITIES, MAX_POOL_CHOICES, Calibration, balance, spiking_body
+from hybridsnn.conversion import BALANCERS, GRANULARITIES, MAX_POOL_CHOICES, Calibration, balance, set_constants
 from hybridsnn.encoders import ENCODERS
-from hybridsnn.errors import DataError
+from hybridsnn.errors import ConfigError, DataError
 from hybridsnn.model import SpikingModel
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import Pictures, open_again
-from hybridsnn.stages.networks import SpikingDescription, encoder_for, load_network, save_network, write_metrics
+from hybridsnn.stages.networks import (
+    ImageDescription,
+    SpikingDescription,
+    encoder_for,
+    load_network,
+    save_network,
+    write_metrics,
+)
+
+# Why settings that a balancer leaves no choice for are refused unless it measures nothing.
+WHY_NOT = {
+    "threshold": "which measures thresholds",
+    "leak": "which assumes neurons that do not leak",
+    "batch_norm": "since thresholds other than 1 rescale what batch norm would see",
+}
 
 
 class ConvertConfig(StageConfig):
@@ -21,24 +35,42 @@ class ConvertConfig(StageConfig):
 
     Thresholds are measured on training images, never on test images. Weights are copied; where biases, branches or
     thresholds per channel ask for it, they are rescaled so that every spike is 0 or 1.
+
+    To train from scratch, `--balance constant` measures nothing and changes no weight: thresholds and leaks are the
+    numbers given, and batch norm can be kept in the synapses.
     """
 
     balance: Annotated[str, Choice(BALANCERS, "balancer")] = Field("max", description="How thresholds are found.")
-    encoder: Annotated[str, Choice(ENCODERS, "encoder")] = Field("direct", description="How images become frames.")
-    timesteps: int = Field(16, gt=0, description="Time steps T of the spiking network.")
+    threshold: float | None = Field(None, gt=0, description="Every threshold, for --balance constant; unset: 1.")
+    leak: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="What a membrane keeps from one step to the next; below 1 for --balance constant only.",
+    )
+    batch_norm: Literal["fold", "keep"] = Field(
+        "fold", description="Fold batch norm into the synapses, or keep it in them, for --balance constant only."
+    )
+    readout_leak: float = Field(1.0, ge=0, le=1, description="What the readout keeps from one step to the next.")
+    encoder: Annotated[str, Choice(ENCODERS, "encoder")] | None = Field(
+        None, description="How images become frames; unset: event for event data, else direct."
+    )
+    timesteps: int | None = Field(
+        None, gt=0, description="Time steps T; unset: the number of frames of event data, else 16."
+    )
     threshold_scale: float = Field(
         1.0,
         gt=0,
         description="Factor on all thresholds after balancing; below 1 for few time steps (hybrid paper: 0.7).",
     )
     granularity: Annotated[str, Choice(GRANULARITIES, "granularity")] = Field(
-        "layer", description="One threshold per layer, or per channel."
+        "layer", description="One threshold per layer, per channel, or per neuron."
     )
     initial_potential: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="Membrane before the first step, in thresholds; unset: 0.5 if direct, else 0.",
+        description="Membrane before the first step, in thresholds; unset: 0.5 if direct and balanced, else 0.",
     )
     reset: Literal["soft", "hard"] = Field("soft", description="Subtract the threshold after a spike, or set to 0.")
     max_pool: Annotated[str, Choice(MAX_POOL_CHOICES, "max_pool")] = Field(
@@ -46,8 +78,21 @@ class ConvertConfig(StageConfig):
     )
     percentile: float = Field(99.9, gt=0, le=100, description="For --balance percentile.")
     calibration_images: int = Field(256, gt=0, description="Training images on which thresholds are measured.")
-    calibration_timesteps: int = Field(100, gt=0, description="Time steps that --balance max simulates.")
+    calibration_timesteps: int = Field(
+        100, gt=0, description="Time steps that --balance max simulates; event data may have fewer."
+    )
     seed: int = Field(0, ge=0, description="Seed of the choice of calibration images and of random spikes.")
+
+    @field_validator(*WHY_NOT)
+    @classmethod
+    def _left_to_the_balancer(cls, value: Any, info: ValidationInfo) -> Any:
+        balancer = info.data.get("balance")  # missing if it is itself refused
+        default = cls.model_fields[str(info.field_name)].default
+        if value == default or balancer is None or BALANCERS[balancer].thresholds is None:
+            return value
+        must = "must be left unset" if default is None else f"must be {default!r}"
+        why = WHY_NOT[str(info.field_name)]
+        raise ValueError(f"{must} with --balance {balancer}, {why}; give --balance constant to choose it")
 
 
 def run(work: Work) -> None:
@@ -55,52 +100,28 @@ def run(work: Work) -> None:
     config = cast(ConvertConfig, work.config)
     fabric = fabric_for(work)
     network, description = load_network(work.parents[0])
-    pictures = open_again(description.images, work)
+    balancer = BALANCERS[config.balance]
+    encoder, timesteps = coding(config, description.images)
     potential = config.initial_potential
     if potential is None:
-        # Half a threshold centres the rounding of a constant input; a random one needs no centring.
-        potential = 0.0 if ENCODERS[config.encoder].random else 0.5
-    body = spiking_body(
-        network,
-        description.network.input_shape,
-        granularity=config.granularity,
-        reset=config.reset,
-        initial_potential=potential,
-        max_pool=config.max_pool,
-    )
-    encoder = encoder_for(config.encoder, description.images.preprocessing())
-    model = SpikingModel(body, encoder).to(fabric.device)
-    layers = len(model.neurons)
-    images, indices = calibration_images(pictures, config.calibration_images, config.seed)
-    done: list[str] = []
-    progress = work.environment.progress
-
-    def advance(name: str) -> None:
-        done.append(name)
-        progress.say(f"balanced {name} ({len(done)} of {layers})")
-
-    balance(
-        body,
-        BALANCERS[config.balance],
-        Calibration(
-            images.to(fabric.device),
-            indices,
-            encoder,
-            timesteps=config.calibration_timesteps,
-            seed=config.seed,
-            percentile=config.percentile,
-            advance=advance,
-        ),
-        config.threshold_scale,
-    )
+        # Half a threshold centres the rounding of a constant input; one that changes needs no centring.
+        potential = 0.5 if encoder == "direct" and balancer.thresholds is not None else 0.0
     spiking = SpikingDescription(
-        encoder=encoder,
-        timesteps=config.timesteps,
+        encoder=encoder_for(encoder, description.images.preprocessing()),
+        timesteps=timesteps,
         granularity=config.granularity,
         reset=config.reset,
         initial_potential=potential,
         max_pool=config.max_pool,
+        batch_norm=config.batch_norm,
+        readout_leak=config.readout_leak,
     )
+    model = spiking.build(network, description.network.input_shape).to(fabric.device)
+    if balancer.thresholds is None:
+        threshold = 1.0 if config.threshold is None else config.threshold
+        set_constants(model.body, threshold * config.threshold_scale, config.leak)
+    else:
+        balance(model.body, balancer, calibration(config, model, description.images, work), config.threshold_scale)
     save_network(work.folder, description.model_copy(update={"spiking": spiking}), model)
     rows = [
         {"layer": name, "metric": "threshold", "value": float(neuron.threshold.mean())}
@@ -109,8 +130,60 @@ def run(work: Work) -> None:
     write_metrics(work.folder, STAGE.name, "train", rows)
 
 
+def coding(config: ConvertConfig, images: ImageDescription) -> tuple[str, int]:
+    """The name of the encoder and the number of time steps: as asked for, else what fits the data.
+
+    Raises:
+        ConfigError: if the encoder does not encode such data, or recordings have fewer frames.
+    """
+    events = images.events
+    encoder = config.encoder or ("direct" if events is None else "event")
+    if ENCODERS[encoder].events != (events is not None):
+        fitting = [name for name, entry in ENCODERS.items() if entry.events == (events is not None)]
+        raise ConfigError(
+            f"convert.encoder: got '{encoder}', which does not encode {'pictures' if events is None else 'events'}, "
+            f"must be {' or '.join(fitting)} for '{images.dataset}'"
+        )
+    if events is None:
+        return encoder, config.timesteps or 16
+    timesteps = config.timesteps or events.frames
+    if timesteps > events.frames:
+        raise ConfigError(
+            f"convert.timesteps: got {timesteps}, must be at most {events.frames}, the frames of a recording; "
+            f"or make the network with --event-frames {timesteps}"
+        )
+    return encoder, timesteps
+
+
+def calibration(config: ConvertConfig, model: SpikingModel, description: ImageDescription, work: Work) -> Calibration:
+    """What thresholds are measured on, for a model that is where it is to be measured."""
+    images, indices = calibration_images(open_again(description, work), config.calibration_images, config.seed)
+    timesteps = config.calibration_timesteps
+    if description.events is not None:
+        timesteps = min(timesteps, description.events.frames)
+    device = next(model.parameters()).device
+    layers, done = len(model.neurons), 0
+
+    def advance(name: str) -> None:
+        nonlocal done
+        done += 1
+        work.environment.progress.say(f"balanced {name} ({done} of {layers})")
+
+    return Calibration(
+        images.to(device),
+        indices,
+        model.encoder,
+        timesteps=timesteps,
+        seed=config.seed,
+        percentile=config.percentile,
+        advance=advance,
+    )
+
+
 def calibration_images(pictures: Pictures, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised images `[N, C, H, W]` and their indices `[N]`, drawn from the training split without augmentation.
+    """Normalised images `[N, C, H, W]` or events `[N, T, C, H, W]` and their indices `[N]`.
+
+    They are drawn from the training split, without augmentation.
 
     Raises:
         DataError: if there are no training images.

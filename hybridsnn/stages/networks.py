@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hybridsnn.artifacts import Artifact, write_json
 from hybridsnn.config import Choice
 from hybridsnn.conversion import GRANULARITIES, MAX_POOL_CHOICES, spiking_body
-from hybridsnn.data import Preprocessing
+from hybridsnn.data import BINNINGS, Preprocessing
 from hybridsnn.encoders import ENCODERS, Encoder
 from hybridsnn.errors import ArtifactError, HybridSNNError
 from hybridsnn.model import SpikingModel
@@ -26,6 +26,18 @@ class _Description(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class EventDescription(_Description):
+    """How recordings of an event camera became frames.
+
+    Attributes:
+        frames: in each recording, and so the most time steps that a spiking network can run for.
+        binning: in `BINNINGS`.
+    """
+
+    frames: int
+    binning: Annotated[str, Choice(BINNINGS, "binning")]
+
+
 class ImageDescription(_Description):
     """Which pictures a network was made for, and how they reach it.
 
@@ -37,6 +49,7 @@ class ImageDescription(_Description):
         validation: share of the training images that training never sees.
         split_seed: of that split.
         augmentation: of the training images.
+        events: None for pictures.
     """
 
     dataset: str
@@ -47,6 +60,7 @@ class ImageDescription(_Description):
     validation: float
     split_seed: int
     augmentation: str
+    events: EventDescription | None = None
 
     def preprocessing(self) -> Preprocessing:
         """What turns stored pictures into inputs."""
@@ -59,6 +73,8 @@ class SpikingDescription(_Description):
     Attributes:
         timesteps: T, unless an evaluation asks for another.
         granularity, reset, initial_potential, max_pool: see `spiking_body`.
+        batch_norm: folded into the synapses, or kept in them.
+        readout_leak: see `SpikingModel`.
     """
 
     encoder: Encoder
@@ -67,6 +83,25 @@ class SpikingDescription(_Description):
     reset: Literal["soft", "hard"]
     initial_potential: float
     max_pool: Annotated[str, Choice(MAX_POOL_CHOICES, "max_pool")]
+    batch_norm: Literal["fold", "keep"] = "fold"  # defaults: an artifact of version 0.1.0 does not say
+    readout_leak: float = 1.0
+
+    def build(self, network: nn.Module, input_shape: tuple[int, ...]) -> SpikingModel:
+        """The spiking network with a network's weights, and thresholds of 1.
+
+        Raises:
+            ConversionError: if the network has a part that cannot be made spiking.
+        """
+        body = spiking_body(
+            network,
+            input_shape,
+            granularity=self.granularity,
+            reset=self.reset,
+            initial_potential=self.initial_potential,
+            fold_batch_norm=self.batch_norm == "fold",
+            max_pool=self.max_pool,
+        )
+        return SpikingModel(body, self.encoder, readout_leak=self.readout_leak)
 
 
 class ModelDescription(_Description):
@@ -79,17 +114,7 @@ class ModelDescription(_Description):
     def build(self) -> nn.Module:
         """The ANN with fresh weights, or the spiking network with thresholds of 1."""
         network = self.network.build()
-        if self.spiking is None:
-            return network
-        body = spiking_body(
-            network,
-            self.network.input_shape,
-            granularity=self.spiking.granularity,
-            reset=self.spiking.reset,
-            initial_potential=self.spiking.initial_potential,
-            max_pool=self.spiking.max_pool,
-        )
-        return SpikingModel(body, self.spiking.encoder)
+        return network if self.spiking is None else self.spiking.build(network, self.network.input_shape)
 
 
 def save_network(folder: Path, description: ModelDescription, network: nn.Module) -> None:
