@@ -210,7 +210,7 @@ def _setting(name: str, field: FieldInfo) -> Setting:
     kebab = name.replace("_", "-")
     default = field.get_default(call_default_factory=True)
     required = default is PydanticUndefined
-    flag = field.annotation is bool
+    flag = field.annotation in (bool, bool | None)
     return Setting(
         [f"--{kebab}/--no-{kebab}" if flag else f"--{kebab}", name],
         type=None if flag else _parameter_type(field.annotation, field.metadata),

@@ -1,7 +1,7 @@
 """A spiking network as a whole: an encoder, a body in which only neurons see time, an accumulating readout."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,12 @@ class ModelState(NamedTuple):
 
     modules: dict[str, Any]  # by name: NeuronState, or the mask of a dropout
     readout: Tensor  # accumulated output, float64 [B, K]
+
+
+class Simulates(Protocol):
+    """A way to run a body over time."""
+
+    def simulate(self, *inputs: Tensor) -> Tensor: ...
 
 
 class Simulation(fx.Interpreter):
@@ -109,12 +115,14 @@ class SpikingModel(nn.Module):
     Args:
         body: a captured graph whose nonlinearities are `SpikingNeuron`s; synapses see `[T*B, ...]`.
         encoder: how images become the frames it is run on.
+        readout_leak: what the readout keeps of itself from one step to the next; 1 accumulates everything.
     """
 
-    def __init__(self, body: fx.GraphModule, encoder: Encoder):
+    def __init__(self, body: fx.GraphModule, encoder: Encoder, *, readout_leak: float = 1.0):
         super().__init__()
         self.body = body
         self.encoder = encoder
+        self.readout_leak = readout_leak
 
     @property
     def neurons(self) -> dict[str, SpikingNeuron]:
@@ -145,10 +153,30 @@ class SpikingModel(nn.Module):
         simulation = Simulation(
             self.body, states=state.modules if state else None, surrogate=surrogate, observe=observe
         )
-        currents = simulation.simulate(frames)
-        # In float64, so that the sum does not depend on how time was cut into chunks.
-        sums = currents.double().cumsum(0)
-        if state is not None:
-            sums = sums + state.readout
+        currents = self.currents(frames, simulation)
+        sums = self.accumulate(currents, None if state is None else state.readout)
         outputs = sums if currents.dtype == torch.float64 else sums.float()
         return outputs, ModelState(simulation.states, sums[-1])
+
+    def currents(self, frames: Tensor, simulation: "Simulates") -> Tensor:
+        """What flows into the readout at each step, `[T, B, K]`, for frames `[T, B, ...]`."""
+        return simulation.simulate(frames)
+
+    def accumulate(self, currents: Tensor, before: Tensor | None = None) -> Tensor:
+        """The readout `O[t] = readout_leak * O[t-1] + I[t]`, float64 `[T, B, K]`, for currents `[T, B, K]`.
+
+        In float64, so that the sum does not depend on how time was cut into chunks.
+
+        Args:
+            before: the readout `[B, K]` at the step before the first; None starts a run.
+        """
+        wide = currents.double()
+        if self.readout_leak == 1:
+            sums = wide.cumsum(0)
+            return sums if before is None else sums + before
+        readout = torch.zeros_like(wide[0]) if before is None else before
+        steps = []
+        for current in wide:
+            readout = self.readout_leak * readout + current
+            steps.append(readout)
+        return torch.stack(steps)

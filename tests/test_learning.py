@@ -12,27 +12,45 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from toy_networks import CLASSES, Residual, pictures, seeded, spiking
+from toy_networks import CLASSES, Residual, encodable, pictures, seeded, spiking
 
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ArtifactError, ConfigError
-from hybridsnn.learning import OPTIMISERS, RULES, SCHEDULES, BackPropagation, Optimisation, fit, seed_of
+from hybridsnn.learning import OPTIMISERS, RULES, SCHEDULES, BackPropagation, Optimisation, OwnRate, fit, seed_of
+from hybridsnn.learning.bptt import BackPropagationThroughTime
 from hybridsnn.learning.checkpoint import FILE, TrainingState
 from hybridsnn.neurons import NEVER, RESETS
+from hybridsnn.surrogates import SURROGATES
 
 SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "stdb": lambda potential, threshold, since: 0.3 / threshold * torch.exp(-0.01 * since),
+    "spike-time": lambda potential, threshold, since: 0.3 / threshold * torch.exp(-0.01 * since),
     "linear": lambda potential, threshold, since: (
         0.3 / threshold * (1 - (potential / threshold - 1).abs()).clamp(min=0)
     ),
+    "exponential": lambda potential, threshold, since: torch.exp(-(potential - threshold).abs()),
+    "triangle": lambda potential, threshold, since: (1 - (potential - threshold).abs()).clamp(min=0),
 }
+
+
+def build(name: str, surrogate: str | None = None) -> Any:
+    """A rule of `RULES`, with its own surrogate unless another is named."""
+    return RULES[name].build(SURROGATES[surrogate or RULES[name].surrogates[0]], None)
+
+
+# What a plain loop can follow; test_stop.py has the others.
+THROUGH_TIME = [
+    (name, surrogate)
+    for name, rule in RULES.items()
+    if isinstance(build(name), BackPropagationThroughTime)
+    for surrogate in rule.surrogates
+]
 
 
 class PlainNeuron:
     """The equations of STDB, one step at a time; autograd does the rest."""
 
-    def __init__(self, threshold: Tensor, leak: Tensor, rule: str, reset: str):
-        self.threshold, self.leak, self.slope, self.reset = threshold, leak, SLOPES[rule], reset
+    def __init__(self, threshold: Tensor, leak: Tensor, surrogate: str, reset: str):
+        self.threshold, self.leak, self.slope, self.reset = threshold, leak, SLOPES[surrogate], reset
         self.rest: Any = 0.0
         self.last: Any = -NEVER
         self.t = 0
@@ -51,50 +69,54 @@ class PlainNeuron:
         return spikes
 
 
-def plain_loop(weights: dict[str, Tensor], frames: Tensor, rule: str, reset: str, dropout: float) -> Tensor:
-    """The accumulated output of `toy_networks.Residual`, step by step, with one mask per sample for all steps."""
+def plain_loop(weights: dict[str, Tensor], frames: Tensor, surrogate: str, reset: str, dropout: float) -> Tensor:
+    """What flows out of `toy_networks.Residual` at each step, with one mask per sample for all steps."""
     batch = frames.shape[1]
     masks = [
         functional.dropout(torch.ones(batch, *shape).to(frames), dropout)
         for shape in [(4, 8, 8), (4, 4, 4), (6, 2, 2), (24,)]
     ]
     names = ["stem.1", "same.residual.1", "same.relu", "other.residual.1", "other.relu"]
-    neurons = [PlainNeuron(weights[f"{name}.threshold"], weights[f"{name}.leak"], rule, reset) for name in names]
+    neurons = [PlainNeuron(weights[f"{name}.threshold"], weights[f"{name}.leak"], surrogate, reset) for name in names]
 
     def conv(values: Tensor, name: str, stride: int = 1) -> Tensor:
         weight = weights[f"{name}.weight"]
         return functional.conv2d(values, weight, stride=stride, padding=weight.shape[-1] // 2)
 
-    total: Any = 0.0
+    currents = []
     for frame in frames:
         x = functional.avg_pool2d(neurons[0](conv(frame, "stem.0")) * masks[0], 2)
         hidden = neurons[1](conv(x, "same.residual.0")) * masks[1]
         x = neurons[2](conv(hidden, "same.residual.3") + x)
         hidden = neurons[3](conv(x, "other.residual.0", 2)) * masks[2]
         x = neurons[4](conv(hidden, "other.residual.3") + conv(x, "other.shortcut.0", 2))
-        total = total + (x.flatten(1) * masks[3]) @ weights["head.2.weight"].T
-    return total
+        currents.append((x.flatten(1) * masks[3]) @ weights["head.2.weight"].T)
+    return torch.stack(currents)
 
 
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("rule", RULES)
-def test_gradients_are_those_of_a_plain_loop(rule: str, encoder: str, reset: str) -> None:
+@pytest.mark.parametrize(("rule", "surrogate"), THROUGH_TIME)
+def test_gradients_are_those_of_a_plain_loop(rule: str, surrogate: str, encoder: str, reset: str) -> None:
     """Of weights, thresholds and leaks, through pools, dropout and sums."""
     model = spiking(seeded(Residual(dropout=0.3)), encoder, reset=reset).double().train()
     model.requires_grad_()
     with torch.no_grad():
         for place, neuron in enumerate(model.neurons.values()):
             neuron.leak.fill_(1.0 - 0.05 * place)
-    images, labels = pictures(4).double(), torch.tensor([0, 3, 1, 4])
+    images, labels = encodable(encoder, 4, 14).double(), torch.tensor([0, 3, 1, 4])
     frames = model.encoder(images, torch.arange(4), 14, seed=2)
 
     torch.manual_seed(7)
-    loss, logits = RULES[rule].rule.step(model, frames, labels, lambda loss: loss.backward())
+    loss, logits = build(rule, surrogate).step(model, frames, labels, lambda loss: loss.backward())
     weights = {name: value.detach().clone().requires_grad_() for name, value in model.body.named_parameters()}
     torch.manual_seed(7)
-    expected = plain_loop(weights, frames, rule, reset, 0.3)
-    expected_loss = functional.cross_entropy(expected, labels)
+    currents = plain_loop(weights, frames, surrogate, reset, 0.3)
+    expected = currents.sum(0)
+    if rule == "stbp":
+        expected_loss = torch.stack([functional.cross_entropy(current, labels) for current in currents]).mean()
+    else:
+        expected_loss = functional.cross_entropy(expected, labels)
     expected_loss.backward()
 
     torch.testing.assert_close(logits, expected.detach(), rtol=1e-10, atol=1e-10)
@@ -110,7 +132,7 @@ def test_a_neuron_that_never_fired_learns_slowly() -> None:
     neuron = spiking(seeded(Residual())).neurons["stem.1"].double()
     neuron.threshold.fill_(1.0)
     current = torch.tensor([0.25, 0.75, 0.0, 0.25]).double().view(4, 1, 1).requires_grad_()
-    spikes, _ = neuron(current, surrogate=RULES["stdb"].rule.surrogate)  # type: ignore[attr-defined]
+    spikes, _ = neuron(current, surrogate=build("stdb").surrogate)
     assert spikes.flatten().tolist() == [0, 1, 0, 0]
     slopes = [0.3 * math.exp(-0.01 * since) for since in (1000, 1001, 1, 2)]
     for t in range(4):
@@ -170,21 +192,21 @@ def test_optimisers_descend(optimiser: str) -> None:
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_thresholds_and_leaks_have_a_rate_of_their_own_and_no_decay(optimiser: str) -> None:
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
-    model[2].requires_grad_(False)
-    for rate in (0.001, 0.0):
-        optimisation = replace(
-            SETTINGS, optimiser=optimiser, schedule="cosine", weight_decay=0.5, neuron_learning_rate=rate
-        )
-        built = optimisation.build(model, model[1].parameters())
-        assert optimisation.set_rate(built, 0.5) == pytest.approx(0.025)
-        groups = [(group["params"], group["lr"], group["weight_decay"]) for group in built.param_groups]
-        assert [(len(parameters), decay) for parameters, _, decay in groups] == [(1, 0.5), (1, 0.0)]
-        assert groups[0][0][0] is model[0].weight and groups[1][0][0] is model[1].weight
-        assert [rate for _, rate, _ in groups] == pytest.approx([0.025, rate / 2])
-    shared = replace(SETTINGS, optimiser=optimiser).build(model, model[1].parameters())
-    assert [group["start"] for group in shared.param_groups] == [0.05, 0.05]
+def test_some_parameters_have_a_rate_of_their_own_and_no_decay(optimiser: str) -> None:
+    """Thresholds and leaks, at two rates."""
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(4)))
+    weight, threshold, leak, frozen = (layer.weight for layer in model)
+    frozen.requires_grad_(False)
+    optimisation = replace(SETTINGS, optimiser=optimiser, schedule="cosine", weight_decay=0.5)
+    built = optimisation.build(model, [OwnRate([threshold], 0.001), OwnRate([leak], 0.2)])
+    assert optimisation.set_rate(built, 0.5) == pytest.approx(0.025)
+    groups = built.param_groups
+    assert [len(group["params"]) for group in groups] == [1, 1, 1]
+    assert all(group["params"][0] is one for group, one in zip(groups, (weight, threshold, leak), strict=True))
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 0.0]
+    assert [group["lr"] for group in groups] == pytest.approx([0.025, 0.0005, 0.1])
+    alone = replace(SETTINGS, optimiser=optimiser).build(model.requires_grad_(False), [OwnRate([threshold], 0.1)])
+    assert [len(group["params"]) for group in alone.param_groups] == [1]
 
 
 def test_the_paper_s_adam_is_amsgrad() -> None:
@@ -261,7 +283,7 @@ def train(make: Callable[[], nn.Module], folder: Path, optimiser: str = "sgd", *
         "optimisation": replace(
             SETTINGS, optimiser=optimiser, schedule="cosine", learning_rate=0.01, weight_decay=1e-3
         ),
-        "rule": RULES["stdb"].rule if spikes else BackPropagation(),
+        "rule": build("stdb") if spikes else BackPropagation(),
         "seed": 3,
     } | options
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -344,29 +366,32 @@ def test_training_learns(make: Callable[[], nn.Module], tmp_path: Path) -> None:
 
 
 def test_bounds_are_restored_after_each_update(tmp_path: Path) -> None:
-    """Thresholds and leaks that learn are brought back by `project`, which sees every update."""
-    made: list[Any] = []
-
-    def make() -> nn.Module:
-        made.append(snn())
-        return made[-1]
-
+    """Thresholds and leaks that learn at a rate of their own are brought back by `project`, which sees every update."""
+    network: Any = snn()
+    neurons = list(network.neurons.values())
+    weight = network.body.get_submodule("stem.0").weight.clone()
     outside: list[bool] = []
 
     def project() -> None:
-        for neuron in made[0].neurons.values():
+        for neuron in neurons:
             outside.append(not (neuron.threshold > 0 and 0 <= neuron.leak <= 1))
             neuron.project()
 
     def encode(batch: Batch, epoch: int) -> Tensor:
-        return made[0].encoder(batch.images, batch.indices, 5)
+        return network.encoder(batch.images, batch.indices, 5)
 
-    optimisation = replace(SETTINGS, learning_rate=3.0)
-    model, _, _ = train(make, tmp_path, project=project, encode=encode, rule=RULES["linear"].rule,
-                        optimisation=optimisation)  # fmt: skip
-    neurons = list(model.neurons.values())
+    train(
+        lambda: network,
+        tmp_path,
+        project=project,
+        encode=encode,
+        rule=build("linear"),
+        optimisation=replace(SETTINGS, learning_rate=1e-7),
+        own_rates=[OwnRate([getattr(neuron, which) for neuron in neurons], 3.0) for which in ("threshold", "leak")],
+    )
     assert len(outside) == 4 * len(Source()) * len(neurons) and any(outside)
     assert all(neuron.threshold > 0 and 0 <= neuron.leak <= 1 for neuron in neurons)
+    assert 0 < (network.body.get_submodule("stem.0").weight - weight).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "noise", "no words", "wrong words"])

@@ -22,7 +22,7 @@ from toy_stages import snapshot
 
 from hybridsnn.artifacts import MANIFEST, Artifact, artifacts_in, sha256_of
 from hybridsnn.config import resolve
-from hybridsnn.conversion import BALANCERS
+from hybridsnn.conversion import BALANCERS, GRANULARITIES
 from hybridsnn.data import DATASETS, ImageData, MemoryImages, image_data, load
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ArtifactError, ConfigError
@@ -123,8 +123,8 @@ def test_the_history_says_whose_weights_were_kept(run: Path) -> None:
     assert f"{100 * validation['value'].max():.2f} %" in shown.split("validation accuracy")[1].splitlines()[0]
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("balance", BALANCERS)
+@pytest.mark.parametrize("encoder", [name for name, coding in ENCODERS.items() if not coding.events])
+@pytest.mark.parametrize("balance", [name for name, balancer in BALANCERS.items() if balancer.thresholds is not None])
 def test_every_conversion_comes_near_its_network(balance: str, encoder: str, run: Path) -> None:
     timesteps = 64 if ENCODERS[encoder].random else 16
     converted = make(
@@ -171,23 +171,81 @@ def test_every_rule_improves_a_network_of_few_steps(method: str, run: Path) -> N
     assert len(accuracies(after)) == 4  # the steps it was tuned for are its own now
     assert losses(after)[-1] < 0.8 * losses(before)[-1]
     assert accuracies(after)[-1] > accuracies(before)[-1] - 0.02
-    again = make(run, "finetune", tuned, method=method, epochs=1)
+    again = make(run, "finetune", tuned, method=method, epochs=1, batch_size=10_000)
     assert [parent.name for parent in again.manifest.parents] == [tuned.name]
 
 
-def test_thresholds_and_leaks_learn_when_asked_to(run: Path) -> None:
-    # Thresholds that are much too low, so that leaks have reason to leave 1.
-    eager = make(run, "convert", of(run, "ann"), timesteps=4, initial_potential=0.5, threshold_scale=0.4)
-    learning = {"learn_thresholds": True, "learn_leaks": True, "neuron_learning_rate": 0.05}
-    tuned = make(run, "finetune", eager, method="linear", epochs=1, **learning)
-    weights_only = make(run, "finetune", eager, method="linear", epochs=1)
-    before, after, fixed = (load_file(net.file(WEIGHTS)) for net in (eager, tuned, weights_only))
-    thresholds, leaks = ([name for name in before if name.endswith(end)] for end in ("threshold", "leak"))
-    assert len(thresholds) == len(leaks) == 3
-    assert all(torch.equal(fixed[name], before[name]) for name in (*thresholds, *leaks))
-    assert not any(torch.equal(after[name], before[name]) for name in (*thresholds, *leaks))
-    assert all((after[name] > 0).all() for name in thresholds)
-    assert all(((after[name] >= 0) & (after[name] <= 1)).all() for name in leaks)
+@pytest.fixture(scope="module")
+def blank(run: Path) -> Artifact:
+    """A network that has everything to learn, with a threshold for each channel, and leaks that can go either way."""
+    ann = make(run, "train-ann", name="blank-ann", width=0.25, epochs=0, dropout=0.0, augmentation="none")
+    settings = {"balance": "constant", "threshold": 0.3, "leak": 0.7, "granularity": "channel", "timesteps": 4}
+    return make(run, "convert", ann, name="blank", **settings)
+
+
+def learned(before: Artifact, after: Artifact) -> dict[str, bool]:
+    """What of weights, thresholds and leaks differs: all of each kind, or none."""
+    one, other = (load_file(network.file(WEIGHTS)) for network in (before, after))
+    assert one.keys() == other.keys()
+    found = {}
+    for kind in ("weight", "threshold", "leak"):
+        names = [name for name in one if name.endswith(f".{kind}")]
+        changed = {torch.equal(one[name], other[name]) for name in names}
+        assert len(names) >= 3 and len(changed) == 1, kind
+        found[kind] = changed == {False}
+    for name, value in other.items():
+        assert not name.endswith(".threshold") or (value > 0).all()
+        assert not name.endswith(".leak") or ((value >= 0) & (value <= 1)).all()
+    return found
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_every_rule_learns_what_it_says(method: str, run: Path, blank: Artifact) -> None:
+    """Thresholds and leaks too, if the method does or may and is asked to; within their bounds at high rates."""
+    rule = RULES[method]
+    settings = {"method": method, "epochs": 1, "batch_size": 256, "learning_rate": 5e-3}
+    settings |= {"threshold_learning_rate": 0.1, "leak_learning_rate": 0.1}
+    own = make(run, "finetune", blank, **settings)
+    assert learned(blank, own) == {"weight": True, "threshold": bool(rule.thresholds), "leak": bool(rule.leaks)}
+    if rule.thresholds is rule.leaks is None:
+        asked = make(run, "finetune", blank, learn_thresholds=True, learn_leaks=True, **settings)
+        assert learned(blank, asked) == {"weight": True, "threshold": True, "leak": True}
+        one = make(run, "finetune", blank, learn_thresholds=False, learn_leaks=True, **settings)
+        assert learned(blank, one) == {"weight": True, "threshold": False, "leak": True}
+
+
+def test_thresholds_and_leaks_learn_at_rates_of_their_own(run: Path, blank: Artifact) -> None:
+    settings = {"method": "stop-wtl", "epochs": 1, "batch_size": 256, "learning_rate": 5e-3}
+
+    def distances(**rates: float) -> list[float]:
+        """How far the thresholds went, and the leaks."""
+        network = make(run, "finetune", blank, **settings, **rates)
+        before, after = load_file(blank.file(WEIGHTS)), load_file(network.file(WEIGHTS))
+        return [
+            max((after[name] - value).abs().max().item() for name, value in before.items() if name.endswith(kind))
+            for kind in ("threshold", "leak")
+        ]
+
+    shared, thresholds_slow = distances(), distances(threshold_learning_rate=1e-6)
+    leaks_slow = distances(leak_learning_rate=1e-6)
+    assert min(*shared, thresholds_slow[1], leaks_slow[0]) > 1e-3
+    assert 0 < max(thresholds_slow[0], leaks_slow[1]) < 1e-4
+
+
+def test_a_rule_can_have_another_surrogate_or_fewer_steps(run: Path, blank: Artifact) -> None:
+    settings = {"method": "sltt", "epochs": 1, "batch_size": 256, "learning_rate": 5e-3}
+    choices: list[dict[str, Any]] = [{}, {"surrogate": "exponential"}, {"backward_steps": 1}, {"backward_steps": 2}]
+    made = [make(run, "finetune", blank, **settings, **choice) for choice in choices]
+    assert len({network.manifest.files[WEIGHTS] for network in made}) == len(choices)
+    enough = make(run, "finetune", blank, **settings, backward_steps=4)
+    assert enough.manifest.files[WEIGHTS] == made[0].manifest.files[WEIGHTS]
+
+
+def test_stop_in_half_precision(run: Path, blank: Artifact) -> None:
+    settings = {"method": "stop-wtl", "epochs": 3, "batch_size": 256, "learning_rate": 5e-3}
+    half, single = (make(run, "finetune", blank, precision=how, **settings) for how in ("bf16-mixed", "32-true"))
+    before, after, exact = (losses(make(run, "evaluate", network))[-1] for network in (blank, half, single))
+    assert after == pytest.approx(exact, rel=0.2) and after < 0.8 * before
 
 
 def test_the_report_gathers_evaluations(run: Path) -> None:
@@ -208,8 +266,91 @@ def test_learning_from_scratch(method: str, tmp_path: Path) -> None:
     untrained = make(tmp_path, "train-ann", width=0.25, epochs=0, dropout=0.0, augmentation="none")
     assert metrics(untrained).empty
     converted = make(tmp_path, "convert", untrained, timesteps=8, initial_potential=0.5)
-    scratch = make(tmp_path, "finetune", converted, method=method, epochs=4, learning_rate=2e-3)
+    scratch = make(tmp_path, "finetune", converted, method=method, epochs=2, learning_rate=5e-3)
     assert accuracies(make(tmp_path, "evaluate", scratch))[-1] > 0.5  # chance is 0.1
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_constants_are_as_given(granularity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and batch norms are copies, and nobody asks for pictures."""
+    ann = make(tmp_path, "train-ann", width=0.25, epochs=0, batch_norm=True)
+
+    def read(request: Any) -> ImageData:
+        raise PermissionError("opened the data set")
+
+    monkeypatch.setitem(DATASETS, "digits", replace(DATASETS["digits"], read=read))
+    settings = {"balance": "constant", "batch_norm": "keep", "granularity": granularity}
+    converted = make(tmp_path, "convert", ann, threshold=0.5, leak=0.25, readout_leak=0.75, timesteps=6, **settings)
+    assert converted.name == "convert-constant"
+    before, after = (load_file(artifact.file(WEIGHTS)) for artifact in (ann, converted))
+    given = {"threshold": 0.5, "leak": 0.25}
+    kinds = {name: name.rpartition(".")[2] for name in after}
+    assert sum(kind in given for kind in kinds.values()) == 6
+    for name, kind in kinds.items():
+        if kind in given:
+            assert (after[name] == given[kind]).all()
+        else:
+            assert torch.equal(after[name], before[name.removeprefix("body.")])
+    assert len(after) == len(before) + 6
+    model, description = load_network(converted)
+    assert isinstance(model, SpikingModel) and model.readout_leak == 0.75
+    shapes = {"layer": [(), ()], "channel": [(6,), (32,)], "neuron": [(6, 8, 8), (32,)]}[granularity]
+    neurons = list(model.neurons.values())
+    assert [neuron.threshold.shape for neuron in (neurons[0], neurons[-1])] == shapes
+    assert all(neuron.leak.shape == () for neuron in neurons)
+    spiking = description.spiking
+    assert spiking is not None
+    assert (spiking.encoder.name, spiking.timesteps, spiking.initial_potential) == ("direct", 6, 0.0)
+    assert metrics(converted)["value"].tolist() == [0.5] * 3
+    scaled = make(tmp_path, "convert", ann, threshold_scale=0.5, **settings)
+    assert metrics(scaled)["value"].tolist() == [0.5] * 3  # half of 1, the default
+
+
+def test_kept_batch_norm_learns_from_scratch(tmp_path: Path) -> None:
+    ann = make(tmp_path, "train-ann", width=0.25, epochs=0, batch_norm=True, dropout=0.0, augmentation="none")
+    settings = {"balance": "constant", "batch_norm": "keep", "leak": 0.5, "granularity": "neuron", "timesteps": 4}
+    converted = make(tmp_path, "convert", ann, **settings)
+    scratch = make(tmp_path, "finetune", converted, method="linear", epochs=3, learning_rate=2e-3)
+    evaluation = make(tmp_path, "evaluate", scratch)
+    assert accuracies(evaluation)[-1] > 0.7  # chance is 0.1
+    # Statistics of batches in training, running ones in evaluation: an image's result does not depend on its batch.
+    assert losses(make(tmp_path, "evaluate", scratch, batch_size=7)) == pytest.approx(losses(evaluation), rel=1e-5)
+    before, after = (load_file(artifact.file(WEIGHTS)) for artifact in (converted, scratch))
+    norms = [name.removesuffix("running_mean") for name in after if name.endswith("running_mean")]
+    assert len(norms) == 2
+    for norm in norms:
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            assert not torch.equal(after[norm + name], before[norm + name]), norm + name
+
+
+def test_half_a_threshold_is_for_balanced_direct_coding(run: Path) -> None:
+    def potential(**settings: Any) -> float:
+        converted = make(run, "convert", of(run, "ann"), timesteps=2, calibration_images=8, **settings)
+        spiking = load_network(converted)[1].spiking
+        assert spiking is not None
+        return spiking.initial_potential
+
+    assert potential(balance="activation-max") == 0.5
+    assert potential(balance="activation-max", encoder="poisson") == 0
+    assert potential(balance="constant") == 0
+    assert potential(balance="constant", initial_potential=0.5) == 0.5
+
+
+def test_networks_of_the_first_version_can_be_read(workplace: Path) -> None:
+    """Their descriptions do not know of batch norm that is kept, leaks of the readout, or events."""
+    expected = logits(*load_network(Artifact.open(workplace / "converted")))
+
+    def forget(path: Path) -> None:
+        description = json.loads(path.read_text())
+        del (
+            description["spiking"]["batch_norm"],
+            description["spiking"]["readout_leak"],
+            description["images"]["events"],
+        )
+        path.write_text(json.dumps(description))
+
+    tamper(workplace / "converted", MODEL, forget)
+    assert torch.equal(logits(*load_network(Artifact.open(workplace / "converted"))), expected)
 
 
 def test_a_batch_may_hold_all_images(tmp_path: Path) -> None:
@@ -249,16 +390,18 @@ def test_a_saved_network_answers_the_same_in_another_process(tmp_path: Path, mon
 
         monkeypatch.setattr(stage, "save_network", watched)
     ann = make(tmp_path, "train-ann", image_size=10, **ANN | {"epochs": 1})
-    # Direct coding first, then the rest: per channel, hard reset, random spikes.
+    # Direct coding first, then the rest: per channel, hard reset, random spikes; what is for training from scratch.
     direct = make(tmp_path, "convert", ann, timesteps=5, initial_potential=0.5)
     poisson = make(tmp_path, "convert", ann, encoder="poisson", granularity="channel", reset="hard", timesteps=7)
     tuned = make(tmp_path, "finetune", poisson, epochs=1, timesteps=3, learn_leaks=True)
-    made = (ann, direct, poisson, tuned)
+    scratch = {"balance": "constant", "batch_norm": "keep", "granularity": "neuron", "threshold": 0.3}
+    constant = make(tmp_path, "convert", ann, leak=0.5, readout_leak=0.5, timesteps=4, **scratch)
+    made = (ann, direct, poisson, tuned, constant)
     arguments = [str(tmp_path / "logits.safetensors"), *(str(artifact.path) for artifact in made)]
     program = "import sys, torch, test_stages; torch.set_num_threads(1); test_stages.write_logits(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, env=ALONE, cwd=Path(__file__).parent)
     there = load_file(tmp_path / "logits.safetensors")
-    for artifact, timesteps in zip(made, (None, 5, 7, 3), strict=True):
+    for artifact, timesteps in zip(made, (None, 5, 7, 3, 4), strict=True):
         here = logits(*load_network(artifact))
         assert here.shape == ((8, 10) if timesteps is None else (timesteps, 8, 10))
         assert torch.equal(there[str(artifact.path)], here)
@@ -342,6 +485,25 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
         assert notes.said[0] == "resuming after epoch 2 of 4"
         assert made[0].manifest.files == made[1].manifest.files  # weights, metrics of all epochs, settings
     assert not list((tmp_path / "killed").glob(".*"))
+
+
+@pytest.mark.parametrize("method", ["stop-wtl", "sltt"])
+def test_rules_without_a_history_go_on_where_they_were(method: str, tmp_path: Path) -> None:
+    """With random spikes, dropout, parameters at rates of their own, and steps that are drawn."""
+    settings: dict[str, Any] = {"method": method, "epochs": 2, "dropout": 0.2, "batch_size": 256, "timesteps": 3}
+    settings |= {"backward_steps": 1} if method == "sltt" else {"leak_learning_rate": 0.01}
+    converted = [
+        make(tmp_path / name, "convert", make(tmp_path / name, "train-ann", **ANN), encoder="poisson", timesteps=4)
+        for name in ("whole", "cut")
+    ]
+    whole = make(tmp_path / "whole", "finetune", converted[0], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", "finetune", converted[1], notes=Notes(interrupt_on="epoch 1/"), **settings)
+    notes = Notes()
+    resumed = make(tmp_path / "cut", "finetune", converted[1], notes=notes, **settings)
+    assert notes.said[0] == "resuming after epoch 1 of 2"
+    assert resumed.manifest.files == whole.manifest.files
+    assert resumed.digest == whole.digest
 
 
 @pytest.mark.parametrize("optimizer", OPTIMISERS)
@@ -461,7 +623,8 @@ def tamper(folder: Path, name: str, change: Callable[[Path], None]) -> None:
         ("network.input_shape", [1, 2, 2], "needs at least 4x4"),
         ("spiking.encoder.name", "posson", "model.json: encoder: unknown 'posson'. Did you mean 'poisson'?"),
         ("spiking.encoder.colour", "red", "model.json: spiking.encoder.colour: "),
-        ("spiking.granularity", "neuron", "model.json: spiking.granularity: "),
+        ("spiking.granularity", "pixel", "model.json: spiking.granularity: "),
+        ("spiking.batch_norm", "keep", "weights do not match the network; "),
         ("spiking.reset", "none", "model.json: spiking.reset: "),
         ("network.width", 0.5, "weights do not match the network; "),
     ],
@@ -557,6 +720,30 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
         ("convert --balance mix", "convert.balance: unknown 'mix'. Did you mean 'max'?"),
         ("convert --encoder posson", "Did you mean 'poisson'?"),
         ("convert --granularity chanel", "Did you mean 'channel'?"),
+        (
+            "convert --encoder event",
+            "convert.encoder: got 'event', which does not encode pictures, must be direct or poisson for 'digits'",
+        ),
+        (
+            "convert --threshold 0.5",
+            "convert.threshold: got 0.5, must be left unset with --balance max, "
+            "which measures thresholds; give --balance constant",
+        ),
+        ("convert --threshold 1 --balance percentile", "convert.threshold: got 1.0, must be left unset"),
+        ("convert --threshold 0 --balance constant", "convert.threshold: got 0.0, must be greater than 0"),
+        (
+            "convert --leak 0.5",
+            "convert.leak: got 0.5, must be 1.0 with --balance max, "
+            "which assumes neurons that do not leak; give --balance constant",
+        ),
+        ("convert --leak 1.1 --balance constant", "convert.leak: got 1.1, must be less than or equal to 1"),
+        (
+            "convert --batch-norm keep --balance percentile",
+            "convert.batch_norm: got 'keep', must be 'fold' with --balance percentile, "
+            "since thresholds other than 1 rescale what batch norm would see; give --balance constant",
+        ),
+        ("convert --batch-norm drop", "convert.batch_norm: got 'drop', must be 'fold' or 'keep'"),
+        ("convert --readout-leak -0.1", "convert.readout_leak: got -0.1, must be greater than or equal to 0"),
         ("convert --max-pool any", "convert.max_pool: unknown 'any'"),
         ("convert --timesteps 0", "convert.timesteps: got 0"),
         ("convert --threshold-scale 0", "convert.threshold_scale: got 0.0"),
@@ -564,6 +751,16 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
         ("convert --percentile 101 --reset none", "convert.reset: got 'none', must be 'soft' or 'hard'; "),
         ("finetune --method stbd", "finetune.method: unknown 'stbd'. Did you mean 'stdb'? Choices: "),
         ("finetune --epochs 0", "finetune.epochs: got 0"),
+        ("finetune --method stop-w --learn-thresholds", "'stop-w' does not learn thresholds; leave learn_thresholds"),
+        ("finetune --method stop-wt --no-learn-thresholds", "'stop-wt' learns thresholds; leave learn_thresholds out"),
+        ("finetune --method sltt --learn-leaks", "'sltt' does not learn leaks; leave learn_leaks out, or choose"),
+        ("finetune --method stop-wtl --surrogate spike-time", "'stop-wtl' has no surrogate 'spike-time'; allowed: exp"),
+        ("finetune --surrogate linear", "'stdb' has no surrogate 'linear'; allowed: spike-time"),
+        ("finetune --surrogate liner", "finetune.surrogate: unknown 'liner'. Did you mean 'linear'?"),
+        ("finetune --method ottt --backward-steps 2", "backward_steps is for sltt, not for 'ottt'; leave it out"),
+        ("finetune --method sltt --backward-steps 0", "finetune.backward_steps: got 0"),
+        ("finetune --threshold-learning-rate 0", "finetune.threshold_learning_rate: got 0.0"),
+        ("finetune --leak-learning-rate -1", "finetune.leak_learning_rate: got -1.0"),
         ("finetune --dropout 1", "finetune.dropout: got 1.0, must be less than 1"),
         ("finetune --learning-rate 1e30", "learning_rate: "),
         ("evaluate --split train", "evaluate.split: got 'train', must be 'test' or 'validation'"),
@@ -578,6 +775,13 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
 )
 def test_bad_settings(arguments: str, message: str, workplace: Path) -> None:
     assert message in refuse(*arguments.split())
+
+
+def test_a_hard_reset_has_no_traces(workplace: Path) -> None:
+    make(workplace, "convert", of(workplace, "ann"), name="hard", reset="hard", timesteps=3)
+    message = refuse("finetune", "--from", "hard", "--method", "stop-w")
+    assert "has a hard reset, must be soft" in message and "Convert with --reset soft, or use stbp" in message
+    succeed("finetune", "--from", "hard", "--method", "stbp", "--epochs", "1", "--batch-size", "10000")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

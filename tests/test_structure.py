@@ -10,7 +10,7 @@ import hybridsnn
 
 ROOT = Path(hybridsnn.__file__).parent
 FLOORS = [
-    {"errors", "registry", "config", "artifacts", "kernels"},
+    {"errors", "registry", "config", "artifacts", "kernels", "memory"},
     {"surrogates", "neurons", "encoders", "batch"},
     {"networks", "model"},
     {"conversion", "learning", "data", "metrics", "exporters", "reporting"},

@@ -15,11 +15,14 @@ from hybridsnn.registry import look_up
 class Surrogate(Protocol):
     """What the scan must know of a surrogate gradient; `hybridsnn.surrogates` holds the real ones."""
 
-    shape: str  # "spike-time", "triangle" or "exponential"
-    height: float
-    decay: float
-    relative: bool
-
+    @property
+    def shape(self) -> str: ...  # "spike-time", "triangle" or "exponential"
+    @property
+    def height(self) -> float: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def relative(self) -> bool: ...
     @property
     def needs_membrane(self) -> bool: ...
 

@@ -24,7 +24,7 @@ def supports(current: Tensor) -> bool:
 
 
 @numba.njit(cache=True)
-def _spread(parameter, group, start, values):  # type: ignore[no-untyped-def]
+def spread(parameter, group, start, values):  # type: ignore[no-untyped-def]
     """Write the parameter of neurons start, start + 1, ... into `values`.
 
     The neurons of a parameter lie in runs of `group`, and the runs repeat over the batch.
@@ -66,8 +66,8 @@ def _forward(  # type: ignore[no-untyped-def]
         size = high - low
         level = np.empty(size, current.dtype)
         keep = np.empty(size, current.dtype)
-        _spread(threshold, threshold_group, low, level)
-        _spread(leak, leak_group, low, keep)
+        spread(threshold, threshold_group, low, level)
+        spread(leak, leak_group, low, keep)
         rest = membrane[low:high].copy()
         clock = since[low:high].astype(spikes.dtype)  # counts as floats, which fill the same vectors as the membranes
         for t in range(steps):
@@ -128,8 +128,8 @@ def _backward(  # type: ignore[no-untyped-def]
         size = high - low
         level = np.empty(size, grad_spikes.dtype)
         keep = np.empty(size, grad_spikes.dtype)
-        _spread(threshold, threshold_group, low, level)
-        _spread(leak, leak_group, low, keep)
+        spread(threshold, threshold_group, low, level)
+        spread(leak, leak_group, low, keep)
         width = level if relative else np.ones_like(level)
         scale = height / width
         # Forward in time: the gradient that enters the membrane at each step, spike gradient times slope.
@@ -176,7 +176,14 @@ def _backward(  # type: ignore[no-untyped-def]
         grad_membrane[low:high] = carried
 
 
-class _Layout:
+def reduce_to(values: Tensor, parameter: Tensor) -> Tensor:
+    """Sum values `[B, *N]` over the neurons that share a parameter `[]`, `[channels]` or `[*N]`."""
+    if parameter.dim() == 0:
+        return values.sum()
+    return values.sum(dim=[0, *range(2, values.dim())] if parameter.dim() == 1 else 0)
+
+
+class Layout:
     """How the neurons of a tensor `[T, B, *N]` lie in memory, so that no path has to reorder them."""
 
     def __init__(self, current: Tensor):
@@ -210,19 +217,23 @@ class _Layout:
             return parameter, math.prod(self.sample[axis] for axis in self.order[self.order.index(0) + 1 :])
         return parameter.permute(self.order).reshape(-1), 1
 
+    def ungroup(self, values: Tensor, parameter: Tensor) -> Tensor:
+        """The inverse of `group`: one value for each entry of a parameter, in the parameter's own shape."""
+        if parameter.dim() < 2:
+            return values.view(parameter.shape)
+        back = [self.order.index(axis) for axis in range(len(self.order))]
+        return values.view([self.sample[axis] for axis in self.order]).permute(back)
+
     def reduce(self, per_neuron: Tensor, parameter: Tensor) -> Tensor:
         """Sum gradients `[neurons]` over the neurons that share a parameter."""
-        values = self.restore(per_neuron.unsqueeze(0))[0]  # [B, *N]
-        if parameter.dim() == 0:
-            return values.sum()
-        return values.sum(dim=[0, *range(2, values.dim())] if parameter.dim() == 1 else 0)
+        return reduce_to(self.restore(per_neuron.unsqueeze(0))[0], parameter)
 
 
 def _run(
     current: Tensor, threshold: Tensor, leak: Tensor, membrane: Tensor, since: Tensor, hard: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Forward pass: spikes `[T, B, *N]`, final membrane and clock `[B, *N]`, membranes `[T or 0, neurons]`."""
-    layout = _Layout(current)
+    layout = Layout(current)
     rows = layout.rows(current.detach())
     level, level_group = layout.group(threshold.detach())
     decay, decay_group = layout.group(leak.detach())
@@ -262,7 +273,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         spikes, potentials, threshold, leak, membrane, since = ctx.saved_tensors
         surrogate = ctx.surrogate
-        layout = _Layout(spikes)
+        layout = Layout(spikes)
         level, level_group = layout.group(threshold.detach())
         decay, decay_group = layout.group(leak.detach())
         spike_rows = layout.rows(spikes)

@@ -1,11 +1,13 @@
 """Learning rules that send errors back through the whole run: of an ANN, and of a spiking network through time."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hybridsnn.encoders import Frames
+from hybridsnn.model import Simulation
 from hybridsnn.surrogates import Surrogate
 
 Backward = Callable[[Tensor], None]
@@ -14,12 +16,13 @@ Backward = Callable[[Tensor], None]
 class LearningRule(Protocol):
     """How one batch changes the gradients of a network."""
 
-    def step(self, model: nn.Module, inputs: Tensor, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
+    def step(self, model: nn.Module, inputs: Any, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
         """Fill `.grad` of the parameters that learn.
 
         Args:
             model: an ANN, or a `SpikingModel`.
-            inputs: images `[B, C, H, W]` for an ANN, frames `[T, B, C, H, W]` for a spiking network.
+            inputs: images `[B, C, H, W]` for an ANN, frames `[T, B, C, H, W]` for a spiking network,
+                as a tensor or as `Frames`.
             labels: int64 `[B]`.
             backward: called with a loss instead of `loss.backward()`, so that precision and devices are respected.
 
@@ -41,18 +44,24 @@ class BackPropagation:
 
 
 class BackPropagationThroughTime:
-    """Back-propagation through time of the cross-entropy of the accumulated output `O[T-1]` (Rathi et al., 2020).
+    """Back-propagation through time.
 
     Args:
         surrogate: stands in for the derivative of a spike. With `spike-time` this is STDB.
+        per_step: the loss is the mean over the steps of the cross-entropy of what flows into the readout at that step
+            (STBP), instead of the cross-entropy of the readout at the last step (Rathi et al., 2020).
     """
 
-    def __init__(self, surrogate: Surrogate):
-        self.surrogate = surrogate
+    def __init__(self, surrogate: Surrogate, *, per_step: bool = False):
+        self.surrogate, self.per_step = surrogate, per_step
 
-    def step(self, model: nn.Module, inputs: Tensor, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
+    def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
         """See `LearningRule.step`."""
-        outputs, _ = model(inputs, surrogate=self.surrogate)
-        loss = functional.cross_entropy(outputs[-1], labels)
+        currents = model.currents(inputs[:], Simulation(model.body, surrogate=self.surrogate))
+        logits = model.accumulate(currents)[-1].to(currents.dtype)
+        if self.per_step:
+            loss = functional.cross_entropy(currents.flatten(0, 1), labels.repeat(len(inputs)))
+        else:
+            loss = functional.cross_entropy(logits, labels)
         backward(loss)
-        return loss.detach(), outputs[-1].detach()
+        return loss.detach(), logits.detach()

@@ -1,19 +1,22 @@
 """The one training loop, for every network and rule: epochs, schedule, validation, checkpoints."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.errors import ConfigError
 from hybridsnn.learning.bptt import LearningRule
 from hybridsnn.learning.checkpoint import TrainingState, optimiser_tensors, restore_optimiser
-from hybridsnn.learning.optimisation import Optimisation
+from hybridsnn.learning.optimisation import Optimisation, OwnRate
+from hybridsnn.memory import LiveMemory
+from hybridsnn.model import SpikingModel
 
 
 class Source(Protocol):
@@ -23,7 +26,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
 
-Encode = Callable[[Batch, int], Tensor]
+Encode = Callable[[Batch, int], Any]
 Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 
@@ -44,7 +47,7 @@ def fit(
     validate: Callable[[nn.Module], dict[str, float]] | None,
     folder: Path,
     seed: int,
-    neuron_parameters: Sequence[nn.Parameter] = (),
+    own_rates: Sequence[OwnRate] = (),
     project: Callable[[], None] = lambda: None,
     track: Track = lambda items, description, total: iter(items),
     say: Callable[[str], None] = lambda text: None,
@@ -57,15 +60,16 @@ def fit(
 
     Args:
         rule: fills the gradients of a batch.
-        encode: (batch, epoch) to the inputs the rule expects.
+        encode: (batch, epoch) to the inputs the rule expects, on the device.
         validate: gives `loss` and `accuracy` on the validation split; None keeps the last epoch.
         folder: for checkpoints.
-        neuron_parameters: thresholds and leaks, which have their own learning rate.
+        own_rates: of thresholds and leaks.
         project: called after each update, to bring thresholds and leaks back into their bounds.
         track, say: progress.
 
     Returns:
-        rows of metrics with `epoch`, `split`, `metric`, `value`; the last, `kept-epoch`, says whose weights were kept.
+        rows of metrics with `epoch`, `split`, `metric`, `value`; the last, `kept-epoch`, says whose weights were kept,
+        and `peak-live-bytes` of epoch 1 what forward and backward pass of the first batch needed.
 
     Raises:
         ConfigError: if the loss stops being a number.
@@ -76,19 +80,23 @@ def fit(
     if len(batches) == 0:
         raise ConfigError("batch_size: larger than the training split; give a smaller one")
     fabric.to_device(model)  # at once: what an optimiser remembers is restored to where the weights are
-    optimiser = optimisation.build(model, neuron_parameters)
+    optimiser = optimisation.build(model, own_rates)
     state = TrainingState.load(folder)
     if state is not None:
         say(f"resuming after epoch {state.epoch} of {optimisation.epochs}")
         model.load_state_dict(state.model)
         restore_optimiser(optimiser, state.optimiser)
     wrapped, wrapped_optimiser = fabric.setup(model, optimiser)
+    if isinstance(model, SpikingModel):
+        wrapped.mark_forward_method("currents")  # rules call it, and it must run at the precision asked for
 
     def measure() -> dict[str, dict[str, float]]:
         if validate is None:
             return {}
         wrapped.eval()
         return {"validation": validate(wrapped)}
+
+    memory = LiveMemory()
 
     def train(epoch: int) -> dict[str, float]:
         wrapped.train()
@@ -99,7 +107,9 @@ def fit(
             rate = optimisation.set_rate(optimiser, (epoch + place / len(batches)) / optimisation.epochs)
             labels = fabric.to_device(batch.labels)
             wrapped_optimiser.zero_grad(set_to_none=True)
-            loss, logits = rule.step(wrapped, fabric.to_device(encode(batch, epoch)), labels, fabric.backward)
+            inputs = encode(batch, epoch)
+            with memory if epoch == place == 0 else nullcontext():
+                loss, logits = rule.step(wrapped, inputs, labels, fabric.backward)
             wrapped_optimiser.step()
             with torch.no_grad():
                 project()
@@ -112,7 +122,8 @@ def fit(
                 f"learning_rate: the loss is {loss_mean} in epoch {epoch + 1}; "
                 f"got {optimisation.learning_rate}, give a smaller one"
             )
-        return {"loss": loss_mean, "accuracy": float(correct) / images, "learning-rate": rate}
+        measured = {"loss": loss_mean, "accuracy": float(correct) / images, "learning-rate": rate}
+        return measured | ({"peak-live-bytes": memory.peak} if epoch == 0 else {})
 
     if state is None:
         state = TrainingState()

@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules, by name; a schedule is a function of progress and keeps no state."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,20 @@ OPTIMISERS = {
 
 
 @dataclass(frozen=True)
+class OwnRate:
+    """Parameters that learn at a rate of their own and without weight decay: thresholds, leaks."""
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Optimisation:
     """How weights follow their gradients.
 
     Attributes:
         optimiser, schedule: names in `OPTIMISERS`, `SCHEDULES`.
         learning_rate, momentum, weight_decay: of weights.
-        neuron_learning_rate: of thresholds and leaks, which have no weight decay; None takes `learning_rate`.
         epochs: how many times the training images are seen.
     """
 
@@ -70,23 +77,18 @@ class Optimisation:
     momentum: float
     weight_decay: float
     epochs: int
-    neuron_learning_rate: float | None = None
 
-    def build(self, model: nn.Module, neuron_parameters: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, own_rates: Sequence[OwnRate] = ()) -> torch.optim.Optimizer:
         """An optimiser for the parameters of a model that require gradients."""
-        special = {id(parameter) for parameter in neuron_parameters}
+        special = {id(parameter) for group in own_rates for parameter in group.parameters}
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        weights = [parameter for parameter in learned if id(parameter) not in special]
         groups = [
-            {
-                "params": [parameter for parameter in learned if id(parameter) not in special],
-                "weight_decay": self.weight_decay,
-                "start": self.learning_rate,
-            },
-            {
-                "params": [parameter for parameter in learned if id(parameter) in special],
-                "weight_decay": 0.0,
-                "start": self.learning_rate if self.neuron_learning_rate is None else self.neuron_learning_rate,
-            },
+            {"params": weights, "weight_decay": self.weight_decay, "start": self.learning_rate},
+            *(
+                {"params": list(group.parameters), "weight_decay": 0.0, "start": group.learning_rate}
+                for group in own_rates
+            ),
         ]
         kind = look_up(OPTIMISERS, self.optimiser, "optimizer")
         return kind.build([group for group in groups if group["params"]], self.learning_rate, self.momentum)

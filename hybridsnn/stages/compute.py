@@ -35,7 +35,7 @@ def fabric_for(work: Work, precision: Precision = "32-true") -> Fabric:
     if precision == "16-mixed" and fabric.device.type == "cpu":
         raise ConfigError("precision: got '16-mixed' on the CPU, which has none; allowed there: 32-true, bf16-mixed")
     if fabric.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     work.device = str(fabric.device)
     if fabric.device.type == "cuda":
         work.device = f"{fabric.device} ({torch.cuda.get_device_name(fabric.device)})"
@@ -43,7 +43,7 @@ def fabric_for(work: Work, precision: Precision = "32-true") -> Fabric:
 
 
 @cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have the C library keep large blocks it was given back, instead of asking the system for fresh pages each time.
 
     Spike trains are allocated anew at every step: on two cores, faulting their pages in took a quarter of the time.

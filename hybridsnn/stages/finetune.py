@@ -1,16 +1,17 @@
 """`finetune`: train a spiking network further, through time."""
 
 from collections.abc import Iterable
-from typing import Annotated, cast
+from typing import Annotated, Literal, Self, cast
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
 from hybridsnn.data import AUGMENTATIONS
-from hybridsnn.learning import OPTIMISERS, RULES, seed_of
+from hybridsnn.encoders import Frames
+from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, OwnRate, seed_of
 from hybridsnn.metrics import evaluate_snn
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import SharedDropout
@@ -19,6 +20,7 @@ from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_again
 from hybridsnn.stages.networks import load_network, save_network
 from hybridsnn.stages.training import SPIKES, TrainingSettings, train
+from hybridsnn.surrogates import SURROGATES
 
 
 class FinetuneConfig(TrainingSettings):
@@ -33,16 +35,55 @@ class FinetuneConfig(TrainingSettings):
     timesteps: int | None = Field(None, gt=0, description="Time steps T; unset: those of the network.")
     optimizer: Annotated[str, Choice(OPTIMISERS, "optimizer")] = Field("adam", description="Optimiser.")
     learning_rate: float = Field(1e-4, gt=0, description="At the start of the schedule.")
-    learn_thresholds: bool = Field(False, description="Train thresholds too (kept above 0 by projection).")
-    learn_leaks: bool = Field(False, description="Train leaks too (kept in [0, 1] by projection).")
-    neuron_learning_rate: float | None = Field(
-        None, gt=0, description="Of thresholds and leaks; unset: that of the weights."
+    surrogate: Annotated[str, Choice(SURROGATES, "surrogate")] | None = Field(
+        None, description="Of the derivative of a spike; unset: the method's own."
     )
+    backward_steps: int | None = Field(
+        None, gt=0, description="For sltt: steps, drawn anew for each batch, that have a backward pass; unset: all."
+    )
+    learn_thresholds: bool | None = Field(
+        None, description="Train thresholds too (kept above 0 by projection); unset: as the method says."
+    )
+    learn_leaks: bool | None = Field(
+        None, description="Train leaks too (kept in [0, 1] by projection); unset: as the method says."
+    )
+    threshold_learning_rate: float | None = Field(None, gt=0, description="Of thresholds; unset: that of the weights.")
+    leak_learning_rate: float | None = Field(None, gt=0, description="Of leaks; unset: that of the weights.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Probability of dropout; unset: the network's own.")
     augmentation: Annotated[str, Choice(AUGMENTATIONS, "augmentation")] | None = Field(
         None, description="Random changes to training images; unset: as for the ANN."
     )
     seed: int = Field(0, ge=0, description="Seed of everything random.")
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> Self:
+        rule = RULES[self.method]
+        if self.surrogate is not None and self.surrogate not in rule.surrogates:
+            raise ValueError(
+                f"'{self.method}' has no surrogate '{self.surrogate}'; allowed: {', '.join(rule.surrogates)}"
+            )
+        if self.backward_steps is not None and not rule.some_steps:
+            able = ", ".join(name for name, entry in RULES.items() if entry.some_steps)
+            raise ValueError(f"backward_steps is for {able}, not for '{self.method}'; leave it out")
+        for what, asked, says in (
+            ("thresholds", self.learn_thresholds, rule.thresholds),
+            ("leaks", self.learn_leaks, rule.leaks),
+        ):
+            if None not in (asked, says) and asked != says:
+                raise ValueError(
+                    f"'{self.method}' {'learns' if says else 'does not learn'} {what}; "
+                    f"leave learn_{what} out, or choose another method"
+                )
+        return self
+
+    def learns(self, what: Literal["thresholds", "leaks"]) -> bool:
+        """Whether thresholds or leaks learn."""
+        return bool(getattr(self, f"learn_{what}") or getattr(RULES[self.method], what))
+
+    def rule(self) -> LearningRule:
+        """The learning rule."""
+        entry = RULES[self.method]
+        return entry.build(SURROGATES[self.surrogate or entry.surrogates[0]], self.backward_steps)
 
 
 def run(work: Work) -> None:
@@ -56,25 +97,34 @@ def run(work: Work) -> None:
     timesteps = config.timesteps or spiking.timesteps
     pictures = open_again(description.images, work)
 
-    learned = [
-        *[neuron.threshold for neuron in model.neurons.values() if config.learn_thresholds],
-        *[neuron.leak for neuron in model.neurons.values() if config.learn_leaks],
+    own_rates = [
+        OwnRate(parameters, config.learning_rate if rate is None else rate)
+        for learns, rate, parameters in (
+            (
+                config.learns("thresholds"),
+                config.threshold_learning_rate,
+                [neuron.threshold for neuron in model.neurons.values()],
+            ),
+            (config.learns("leaks"), config.leak_learning_rate, [neuron.leak for neuron in model.neurons.values()]),
+        )
+        if learns
     ]
-    for parameter in learned:
-        parameter.requires_grad_(True)
+    for group in own_rates:
+        for parameter in group.parameters:
+            parameter.requires_grad_(True)
     if config.dropout is not None:
         for module in model.modules():
             if isinstance(module, SharedDropout):
                 module.probability = config.dropout
 
     def project() -> None:
-        if learned:
+        if own_rates:
             for neuron in model.neurons.values():
                 neuron.project()
 
-    def encode(batch: Batch, epoch: int) -> Tensor:
+    def encode(batch: Batch, epoch: int) -> Frames:
         images = fabric.to_device(batch.images)
-        return model.encoder(images, batch.indices, timesteps, seed=seed_of(config.seed, SPIKES, epoch))
+        return Frames(model.encoder, images, batch.indices, timesteps, seed=seed_of(config.seed, SPIKES, epoch))
 
     def measure(wrapped: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         seed = seed_of(config.seed, SPIKES)
@@ -86,15 +136,14 @@ def run(work: Work) -> None:
         work,
         fabric,
         model,
-        RULES[config.method].rule,
+        config.rule(),
         config,
         pictures,
         seed=config.seed,
         encode=encode,
         measure=measure,
         augmentation=config.augmentation,
-        neuron_parameters=learned,
-        neuron_learning_rate=config.neuron_learning_rate,
+        own_rates=own_rates,
         project=project,
     )
     tuned = description.model_copy(update={"spiking": spiking.model_copy(update={"timesteps": timesteps})})

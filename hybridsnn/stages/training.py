@@ -5,11 +5,11 @@ from typing import Annotated
 
 from lightning_fabric import Fabric
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice, StageConfig
-from hybridsnn.learning import OPTIMISERS, SCHEDULES, LearningRule, Optimisation, fit, seed_of
+from hybridsnn.learning import OPTIMISERS, SCHEDULES, Encode, LearningRule, Optimisation, OwnRate, fit, seed_of
 from hybridsnn.stages.base import Work
 from hybridsnn.stages.compute import PRECISION, Precision
 from hybridsnn.stages.images import Pictures
@@ -42,21 +42,20 @@ def train(
     pictures: Pictures,
     *,
     seed: int,
-    encode: Callable[[Batch, int], Tensor],
+    encode: Encode,
     measure: Callable[[nn.Module, Iterable[Batch]], dict[str, float]],
     augmentation: str | None = None,
-    neuron_parameters: Sequence[nn.Parameter] = (),
-    neuron_learning_rate: float | None = None,
+    own_rates: Sequence[OwnRate] = (),
     project: Callable[[], None] = lambda: None,
 ) -> None:
     """Train a network in place with checkpoints in the scratch folder, and write its history as metrics.
 
     Args:
         stage: the name under which metrics are written.
-        encode: (batch, epoch) to the inputs of the rule.
+        encode: see `fit`.
         measure: `loss` and `accuracy` of a network on batches, for the choice of the best epoch.
         augmentation: instead of the one the network was described with.
-        neuron_parameters, neuron_learning_rate, project: see `fit`.
+        own_rates, project: see `fit`.
     """
     validation = pictures.measuring("validation", settings.batch_size) if pictures.description.validation else None
 
@@ -76,14 +75,13 @@ def train(
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             epochs=settings.epochs,
-            neuron_learning_rate=neuron_learning_rate,
         ),
         pictures.training(settings.batch_size, seed_of(seed, ORDER), augmentation),
         encode=encode,
         validate=validate if validation is not None else None,
         folder=work.scratch,
         seed=seed_of(seed, EPOCHS),
-        neuron_parameters=neuron_parameters,
+        own_rates=own_rates,
         project=project,
         track=progress.track,
         say=progress.say,

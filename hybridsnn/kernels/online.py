@@ -1,0 +1,245 @@
+"""One step of a layer of neurons that knows how its membrane depends on its threshold and its leak.
+
+    U = leak * V' + I,   s = 1 if U >= threshold else 0,   V = U - threshold * s          (V': V of the step before)
+    dV/dthreshold = leak * (dV/dthreshold)' - s,   dV/dleak = leak * (dV/dleak)' + V'
+
+with the spikes of the reset taken as constants. In the notation of STOP (METHODS of the learning rule) the trace of the
+threshold is `dV/dthreshold + s` and that of the leak is `dV/dleak`; `U` is `V + threshold * s`. So the state after
+the reset is all that the backward pass of the same step needs, and nothing else is kept.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridsnn.kernels import cpu
+from hybridsnn.kernels.exponential import exponential
+from hybridsnn.kernels.reference import broadcast
+from hybridsnn.kernels.threads import over_ranges
+
+if TYPE_CHECKING:
+    from hybridsnn.kernels import Surrogate
+
+
+@dataclass
+class OnlineState:
+    """A layer's membranes after their reset, and how they depend on its parameters; all `[B, *N]`, changed in place.
+
+    Attributes:
+        membrane: `V`.
+        by_threshold: `dV/dthreshold`, None where thresholds do not learn.
+        by_leak: `dV/dleak`, None where the leak does not learn.
+    """
+
+    membrane: Tensor
+    by_threshold: Tensor | None
+    by_leak: Tensor | None
+
+
+def start(membrane: Tensor, *, threshold_learns: bool, leak_learns: bool) -> OnlineState:
+    """The state before the first step, at membranes `[B, *N]`; all traces are 0."""
+    layout = cpu.Layout(membrane.unsqueeze(0))
+
+    def dense(row: Tensor) -> Tensor:
+        """Samples follow each other in memory, so that the state can be changed in place as one row."""
+        return layout.restore(row.unsqueeze(0))[0]
+
+    row = layout.row(membrane).clone()
+    return OnlineState(
+        dense(row),
+        dense(torch.zeros_like(row)) if threshold_learns else None,
+        dense(torch.zeros_like(row)) if leak_learns else None,
+    )
+
+
+def step(
+    current: Tensor, threshold: Tensor, leak: Tensor, state: OnlineState, surrogate: "Surrogate", *, fast: bool = True
+) -> Tensor:
+    """One step of a layer of neurons; its backward pass gives STOP's gradients of this step.
+
+    The gradient of `current` is `g * ds/dU`; that of the threshold adds `g * ds/dU * (trace - 1)` over the neurons
+    that share it, that of the leak `g * ds/dU * trace`. It must run before the next step, which changes the state.
+
+    Args:
+        current: `[B, *N]`.
+        threshold: `[]`, `[channels]` or `[*N]`.
+        leak: `[]`.
+        state: after the step before; is changed in place. Of the type of the currents, float32 at least.
+        surrogate: gives `ds/dU`; one of the distance to the threshold.
+        fast: False takes plain PyTorch, the definition, on the CPU too.
+
+    Returns:
+        spikes `[B, *N]`, 0 or 1, in the type of `current`.
+    """
+    backend = _Compiled if fast and current.device.type == "cpu" else _Plain
+    # Membranes are float32 or wider, whatever the synapses run in.
+    wide = current.to(state.membrane.dtype)
+    return backend.apply(wide, threshold, leak, state, surrogate).to(current.dtype)
+
+
+class _Plain(torch.autograd.Function):
+    """The definition, in PyTorch."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, leak: Tensor, state: OnlineState,
+                surrogate: "Surrogate") -> Tensor:  # fmt: skip
+        ctx.state, ctx.surrogate = state, surrogate
+        level = broadcast(threshold, current.unsqueeze(0))
+        if state.by_leak is not None:
+            state.by_leak.mul_(leak).add_(state.membrane)
+        state.membrane.mul_(leak).add_(current)
+        spikes = (state.membrane >= level).to(current.dtype)
+        state.membrane.sub_(level * spikes)
+        if state.by_threshold is not None:
+            state.by_threshold.mul_(leak).sub_(spikes)
+        ctx.save_for_backward(spikes, threshold)
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        spikes, threshold = ctx.saved_tensors
+        state = ctx.state
+        level = broadcast(threshold, spikes.unsqueeze(0)).expand_as(spikes)
+        membrane = state.membrane + level * spikes
+        error = gradients[0] * ctx.surrogate.slope(membrane, level, torch.zeros_like(level))
+        by_threshold = by_leak = None
+        if ctx.needs_input_grad[1]:
+            by_threshold = cpu.reduce_to(error * (state.by_threshold + spikes - 1), threshold)
+        if ctx.needs_input_grad[2]:
+            by_leak = (error * state.by_leak).sum()
+        return error, by_threshold, by_leak, None, None
+
+
+@numba.njit(cache=True, nogil=True)
+def _forward(  # type: ignore[no-untyped-def]
+    begin, end, current, threshold, group, leak, membrane, by_threshold, by_leak, spikes
+):
+    zero, one = spikes.dtype.type(0), spikes.dtype.type(1)
+    for low in range(begin, end, cpu.BLOCK):
+        high = min(end, low + cpu.BLOCK)
+        size = high - low
+        level = np.empty(size, spikes.dtype)
+        cpu.spread(threshold, group, low, level)
+        row, rest, out = current[low:high], membrane[low:high], spikes[low:high]
+        if by_leak.size > 0:
+            slope = by_leak[low:high]
+            for i in range(size):
+                slope[i] = leak * slope[i] + rest[i]
+        for i in range(size):
+            value = leak * rest[i] + row[i]
+            fired = value >= level[i]
+            out[i] = one if fired else zero
+            rest[i] = value - (level[i] if fired else zero)
+        if by_threshold.size > 0:
+            slope = by_threshold[low:high]
+            for i in range(size):
+                slope[i] = leak * slope[i] - out[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _backward(  # type: ignore[no-untyped-def]
+    begin, end, incoming, threshold, group, membrane, by_threshold, by_leak, spikes, shape, height, relative, errors
+):
+    one, zero = spikes.dtype.type(1), spikes.dtype.type(0)
+    grad_threshold = np.zeros(threshold.size if by_threshold.size > 0 else 0, np.float64)
+    grad_leak = np.zeros(1, np.float64)
+    # Sums run along blocks, one for each place in a block, so that the compiler makes vectors of them.
+    threshold_sums = np.zeros(cpu.BLOCK, np.float64)
+    leak_sums = np.zeros(cpu.BLOCK, np.float64)
+    for low in range(begin, end, cpu.BLOCK):
+        high = min(end, low + cpu.BLOCK)
+        size = high - low
+        level = np.empty(size, spikes.dtype)
+        cpu.spread(threshold, group, low, level)
+        rest, spike, gradient, error = membrane[low:high], spikes[low:high], incoming[low:high], errors[low:high]
+        if relative:
+            for i in range(size):
+                distance = abs(rest[i] + level[i] * spike[i] - level[i]) / level[i]
+                slope = max(zero, one - distance) if shape == 1 else exponential(-distance)
+                error[i] = gradient[i] * (height / level[i] * slope)
+        else:
+            for i in range(size):
+                distance = abs(rest[i] + level[i] * spike[i] - level[i])
+                slope = max(zero, one - distance) if shape == 1 else exponential(-distance)
+                error[i] = gradient[i] * (height * slope)
+        if by_threshold.size > 0:
+            trace = by_threshold[low:high]
+            if threshold.size == 1:
+                for i in range(size):
+                    threshold_sums[i] += error[i] * (trace[i] + spike[i] - one)
+            else:
+                place = (low // group) % threshold.size
+                left = group - low % group
+                for i in range(size):
+                    grad_threshold[place] += error[i] * (trace[i] + spike[i] - one)
+                    left -= 1
+                    if left == 0:
+                        place = place + 1 if place + 1 < threshold.size else 0
+                        left = group
+        if by_leak.size > 0:
+            trace = by_leak[low:high]
+            for i in range(size):
+                leak_sums[i] += error[i] * trace[i]
+    if by_threshold.size > 0 and threshold.size == 1:
+        grad_threshold[0] = threshold_sums.sum()
+    grad_leak[0] = leak_sums.sum()
+    return grad_threshold, grad_leak
+
+
+def _flat(layout: cpu.Layout, values: Tensor | None, like: Tensor) -> Any:
+    """State `[B, *N]` as the numpy array of its memory, which the kernels change; an empty one for None."""
+    return like.new_empty(0).numpy() if values is None else layout.row(values).numpy()
+
+
+class _Compiled(torch.autograd.Function):
+    """One pass over memory for each direction."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, leak: Tensor, state: OnlineState,
+                surrogate: "Surrogate") -> Tensor:  # fmt: skip
+        # The state keeps the order in memory that the currents had at the first step, so that it is changed in place.
+        layout = cpu.Layout(state.membrane.unsqueeze(0))
+        row = layout.row(current)
+        level, group = layout.group(threshold)
+        spikes = torch.empty_like(row)
+        over_ranges(
+            _forward, len(row), cpu.THREAD,
+            row.numpy(), level.contiguous().numpy(), group, leak.to(row.dtype).numpy()[()],
+            _flat(layout, state.membrane, row), _flat(layout, state.by_threshold, row),
+            _flat(layout, state.by_leak, row), spikes.numpy(),
+        )  # fmt: skip
+        ctx.state, ctx.surrogate = state, surrogate
+        out = layout.restore(spikes.unsqueeze(0))[0]
+        ctx.save_for_backward(out, threshold)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        spikes, threshold = ctx.saved_tensors
+        state, surrogate = ctx.state, ctx.surrogate
+        layout = cpu.Layout(state.membrane.unsqueeze(0))
+        level, group = layout.group(threshold)
+        rows = layout.row(spikes)
+        errors = torch.empty_like(rows)
+        needs_threshold, needs_leak = ctx.needs_input_grad[1:3]
+        sums = over_ranges(
+            _backward, len(rows), cpu.THREAD,
+            layout.row(gradients[0]).numpy(), level.contiguous().numpy(), group,
+            _flat(layout, state.membrane, rows),
+            _flat(layout, state.by_threshold if needs_threshold else None, rows),
+            _flat(layout, state.by_leak if needs_leak else None, rows),
+            rows.numpy(), cpu.SHAPES[surrogate.shape], rows.numpy().dtype.type(surrogate.height), surrogate.relative,
+            errors.numpy(),
+        )  # fmt: skip
+        by_threshold = by_leak = None
+        if needs_threshold:
+            flat = torch.from_numpy(np.sum([part[0] for part in sums], axis=0)).to(threshold.dtype)
+            by_threshold = layout.ungroup(flat, threshold)
+        if needs_leak:
+            by_leak = torch.tensor(math.fsum(float(part[1][0]) for part in sums), dtype=threshold.dtype)
+        return layout.restore(errors.unsqueeze(0))[0], by_threshold, by_leak, None, None

@@ -1,0 +1,68 @@
+"""STOP: errors back through space at one step, traces forward through time; memory does not grow with time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hybridsnn.encoders import Frames, constant_in_time
+from hybridsnn.errors import ConfigError
+from hybridsnn.learning.bptt import Backward
+from hybridsnn.learning.online import OnlineSimulation
+from hybridsnn.surrogates import Surrogate
+
+
+class ForwardTraces:
+    """Spatiotemporal orthogonal propagation, and the methods that differ from it in what they leave out.
+
+    Weights always learn from traces; thresholds and leaks do where they require gradients. The loss of a step is the
+    cross-entropy of what flows into the readout at that step, and that of a run its mean over the steps.
+
+    Args:
+        surrogate: of the distance to the threshold.
+        traces: False is SLTT (Meng et al., ICCV 2023): no trace, each step learns from itself alone.
+        backward_steps: how many steps, drawn for each batch, have a backward pass (SLTT-K); None: all.
+        one_shot: OSSTOP: one backward pass at the last step, from the readout that the steps before have filled.
+
+    Raises:
+        ConfigError: if the surrogate needs the time since the last spike.
+    """
+
+    def __init__(
+        self, surrogate: Surrogate, *, traces: bool = True, backward_steps: int | None = None, one_shot: bool = False
+    ):
+        if not surrogate.needs_membrane:
+            raise ConfigError(f"surrogate: got '{surrogate.name}', must be one of the distance to the threshold")
+        self.surrogate, self.traces = surrogate, traces
+        self.backward_steps, self.one_shot = backward_steps, one_shot
+
+    def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
+        """See `LearningRule.step`."""
+        timesteps = len(inputs)
+        simulation = OnlineSimulation(
+            model.body, self.surrogate, timesteps, traces=self.traces, constant=constant_in_time(inputs)
+        )
+        learning = self._learning_steps(timesteps)
+        readout: Tensor | None = None
+        total = torch.zeros((), dtype=torch.float64, device=labels.device)
+        for timestep in range(timesteps):
+            with torch.set_grad_enabled(timestep in learning):
+                current = model.currents(inputs[timestep : timestep + 1], simulation)
+                outputs = model.accumulate(current, readout)
+                logits = outputs[0].to(current.dtype) if self.one_shot else current[0]
+                loss = functional.cross_entropy(logits, labels) / len(learning)
+            if timestep in learning:
+                backward(loss)
+                total += loss.detach()
+            readout = outputs[0].detach()
+        simulation.finish()
+        assert readout is not None
+        return total, readout.to(current.dtype)
+
+    def _learning_steps(self, timesteps: int) -> set[int]:
+        if self.one_shot:
+            return {timesteps - 1}
+        if self.backward_steps is None or self.backward_steps >= timesteps:
+            return set(range(timesteps))
+        return set(torch.randperm(timesteps)[: self.backward_steps].tolist())

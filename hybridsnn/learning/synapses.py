@@ -1,0 +1,167 @@
+"""Synapses whose weights learn from the error of their output and the trace of their input, step after step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridsnn.kernels import convolution
+
+SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class LearningSynapse:
+    """A synapse during one run; what each step contributes is added to `.grad` of its weight and bias.
+
+    Args:
+        module: a convolution or linear layer.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.weight = module.get_parameter("weight")
+        self.bias = getattr(module, "bias", None)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """What the module makes of `values`."""
+        return self.module(values)
+
+    def backward(self, error: Tensor, trace: Tensor, unit: float, needs_input: bool) -> Tensor | None:
+        """Learn from one step.
+
+        Args:
+            error: gradient of the loss with respect to the output.
+            trace, unit: of the input, and of an input that is always 1.
+            needs_input: whether anything learns behind the input.
+
+        Returns:
+            the error of the input, if it is needed.
+        """
+        if self.bias is not None and self.bias.requires_grad:
+            channel = error.dim() - 1 if isinstance(self.module, nn.Linear) else 1
+            others = [axis for axis in range(error.dim()) if axis != channel]
+            _add(self.bias, error.sum(others) * unit)
+        return self.pass_on(error, trace.to(error.dtype), needs_input)
+
+    def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
+        """Add to the gradient of the weight, and give the error of the input if it is needed."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Called once, after the last step."""
+
+
+class Linear(LearningSynapse):
+    """A linear layer."""
+
+    def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
+        if self.weight.requires_grad:
+            rows, columns = error.flatten(0, -2), trace.flatten(0, -2)
+            if self.weight.grad is not None and self.weight.grad.dtype == error.dtype:
+                self.weight.grad.addmm_(rows.t(), columns)  # the sum without a second tensor of the weight's size
+            else:
+                _add(self.weight, rows.t() @ columns)
+        return error @ self.weight.to(error.dtype) if needs_input else None
+
+
+class Convolution(LearningSynapse):
+    """Any convolution."""
+
+    def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
+        module: Any = self.module
+        weight = self.weight.detach().to(error.dtype)
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            # Whatever it does around its edges, it is linear, so its own backward pass says how errors go.
+            with torch.enable_grad():
+                values, kernel = trace.detach().requires_grad_(), weight.requires_grad_()
+                result = torch.func.functional_call(module, {"weight": kernel}, (values,))
+                error_of_input, gradient = torch.autograd.grad(result, (values, kernel), error)
+        else:
+            backward: Callable[..., Any] = torch.ops.aten.convolution_backward
+            error_of_input, gradient, _ = backward(
+                error, trace, weight, None, module.stride, module.padding, module.dilation,
+                False, [0] * len(module.stride), module.groups, [needs_input, self.weight.requires_grad, False],
+            )  # fmt: skip
+        if self.weight.requires_grad:
+            _add(self.weight, gradient)
+        return error_of_input
+
+
+class FastConvolution(LearningSynapse):
+    """A convolution that the compiled kernel supports; its weight is prepared once, and its gradient merged once."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
+        self.prepared = convolution.transform_weight(self.weight)
+        self.gradient = convolution.WeightGradient(self.weight) if self.weight.requires_grad else None
+
+    def forward(self, values: Tensor) -> Tensor:
+        return convolution.forward(values, self.prepared, self.bias)
+
+    def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
+        if self.gradient is None:
+            return convolution.input_gradient(error, self.prepared) if needs_input else None
+        if needs_input:
+            return self.gradient.add_and_pass(trace, error, self.prepared)
+        self.gradient.add(trace, error)
+        return None
+
+    def finish(self) -> None:
+        if self.gradient is not None:
+            _add(self.weight, self.gradient.result())
+
+
+def learning_synapse(module: Any, values: Tensor) -> LearningSynapse:
+    """The fastest way to run a module on such `values`."""
+    if isinstance(module, nn.Linear):
+        return Linear(module)
+    if (
+        isinstance(module, nn.Conv2d)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and not torch.is_autocast_enabled(values.device.type)
+        and convolution.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)
+    ):
+        return FastConvolution(module)
+    return Convolution(module)
+
+
+def _add(parameter: Tensor, gradient: Tensor) -> None:
+    """Add to the gradient of a parameter, which lies in memory as the parameter does."""
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter).copy_(gradient) if _differs(gradient, parameter) else gradient
+    else:
+        parameter.grad.add_(gradient)
+
+
+def _differs(gradient: Tensor, parameter: Tensor) -> bool:
+    return gradient.dtype != parameter.dtype or gradient.stride() != parameter.stride()
+
+
+class Transmit(torch.autograd.Function):
+    """One step of a synapse; errors go through it as through any other function."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, synapse: LearningSynapse,
+                trace: Tensor, unit: float) -> Tensor:  # fmt: skip
+        # Weight and bias are arguments so that the output counts as depending on them.
+        ctx.synapse, ctx.trace, ctx.unit = synapse, trace, unit
+        return synapse.forward(values)
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Any) -> tuple[Tensor | None, ...]:
+        return ctx.synapse.backward(errors[0], ctx.trace, ctx.unit, ctx.needs_input_grad[0]), *[None] * 5
+
+
+class Scale(torch.autograd.Function):
+    """A parameter whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
