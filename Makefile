@@ -6,7 +6,7 @@ DATA   ?=
 RUN    := $(BIN)/hybridsnn run
 FLAGS  := $(if $(DATA),--data $(DATA))
 
-.PHONY: help install demo mnist cifar10 test lint clean
+.PHONY: help install demo mnist mnist-scratch nmnist cifar10 bench test lint clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | column -t -s :
@@ -19,6 +19,10 @@ $(BIN)/.installed: setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
+$(BIN)/.installed-tonic: $(BIN)/.installed
+	$(BIN)/pip install --quiet --editable '.[tonic]'
+	touch $@
+
 $(BIN)/.installed-test: $(BIN)/.installed
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
@@ -29,18 +33,27 @@ demo: $(BIN)/.installed  ## train, convert and fine-tune on digits, and print th
 mnist: $(BIN)/.installed  ## LeNet-5 on MNIST; DATA=FOLDER holds MNIST/raw
 	$(RUN) pipelines/mnist-lenet5.yaml $(FLAGS)
 
+mnist-scratch: $(BIN)/.installed  ## LeNet-5 on MNIST from scratch with STOP; DATA=FOLDER holds MNIST/raw
+	$(RUN) pipelines/mnist-lenet5-scratch.yaml $(FLAGS)
+
+nmnist: $(BIN)/.installed-tonic  ## LeNet-5 on N-MNIST recordings; DATA=FOLDER holds NMNIST/Train and NMNIST/Test
+	$(RUN) pipelines/nmnist-lenet5.yaml $(FLAGS)
+
 cifar10: $(BIN)/.installed  ## VGG5 on CIFAR-10 as pictures; DATA=FOLDER holds train/ and test/
 	$(RUN) pipelines/cifar10-vgg5.yaml $(FLAGS)
 
+bench: $(BIN)/.installed  ## memory and time of STOP, as ratios, into docs/
+	cd benchmarks && ../$(BIN)/python stop_speed.py && ../$(BIN)/python stop_memory.py --output ../docs
+
 test: $(BIN)/.installed-test  ## check style and types, and run the tests
-	$(BIN)/ruff check hybridsnn tests
-	$(BIN)/ruff format --check hybridsnn tests
+	$(BIN)/ruff check hybridsnn tests benchmarks
+	$(BIN)/ruff format --check hybridsnn tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/pytest
 
 lint: $(BIN)/.installed-test  ## style and types only
-	$(BIN)/ruff check hybridsnn tests
-	$(BIN)/ruff format --check hybridsnn tests
+	$(BIN)/ruff check hybridsnn tests benchmarks
+	$(BIN)/ruff format --check hybridsnn tests benchmarks
 	$(BIN)/mypy
 
 clean:  ## remove the virtual environment and caches
