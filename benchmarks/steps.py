@@ -43,7 +43,7 @@ def step_of(model: SpikingModel, method: str, images: Tensor, labels: Tensor, ti
 
     def step() -> None:
         learn(model.train(), method)
-        optimiser.zero_grad(set_to_none=False)
+        optimiser.zero_grad()
         rule.step(model, frames, labels, lambda loss: loss.backward())
         optimiser.step()
 
