@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import Encoder
-from hybridsnn.learning import RULES
+from hybridsnn.learning import RULES, Options
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks import NetworkSpec
 from hybridsnn.surrogates import SURROGATES
@@ -37,7 +37,7 @@ def learn(model: SpikingModel, method: str) -> SpikingModel:
 
 def step_of(model: SpikingModel, method: str, images: Tensor, labels: Tensor, timesteps: int) -> Callable[[], None]:
     """One call is one training step: forward, backward, update."""
-    rule = RULES[method].build(SURROGATE, None)
+    rule = RULES[method].build(Options(SURROGATE))
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9, fused=True)
     frames = images.contiguous(memory_format=torch.channels_last).expand(timesteps, *images.shape)
 

@@ -16,7 +16,17 @@ from toy_networks import CLASSES, Residual, encodable, pictures, seeded, spiking
 
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ArtifactError, ConfigError
-from hybridsnn.learning import OPTIMISERS, RULES, SCHEDULES, BackPropagation, Optimisation, OwnRate, fit, seed_of
+from hybridsnn.learning import (
+    OPTIMISERS,
+    RULES,
+    SCHEDULES,
+    BackPropagation,
+    Optimisation,
+    Options,
+    OwnRate,
+    fit,
+    seed_of,
+)
 from hybridsnn.learning.bptt import BackPropagationThroughTime
 from hybridsnn.learning.checkpoint import FILE, TrainingState
 from hybridsnn.neurons import NEVER, RESETS
@@ -34,7 +44,7 @@ SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 def build(name: str, surrogate: str | None = None) -> Any:
     """A rule of `RULES`, with its own surrogate unless another is named."""
-    return RULES[name].build(SURROGATES[surrogate or RULES[name].surrogates[0]], None)
+    return RULES[name].build(Options(SURROGATES[surrogate or RULES[name].surrogates[0]]))
 
 
 # What a plain loop can follow; test_stop.py has the others.

@@ -18,7 +18,7 @@ from hybridsnn.encoders import Encoder
 from hybridsnn.errors import ConfigError
 from hybridsnn.kernels import online, reference
 from hybridsnn.kernels.exponential import exponential
-from hybridsnn.learning import RULES
+from hybridsnn.learning import RULES, Options
 from hybridsnn.learning.stop import ForwardTraces
 from hybridsnn.learning.synapses import FastConvolution, learning_synapse
 from hybridsnn.memory import LiveMemory
@@ -71,8 +71,8 @@ def learn(rule: Any, model: SpikingModel, frames: Tensor, labels: Tensor) -> tup
     return loss, logits, {name: p.grad.clone() for name, p in model.body.named_parameters() if p.grad is not None}
 
 
-def rule_of(name: str, surrogate: str = "exponential", steps: int | None = None) -> Any:
-    return RULES[name].build(SURROGATES[surrogate], steps)
+def rule_of(name: str, surrogate: str = "exponential", steps: int | None = None, readout_loss: bool = False) -> Any:
+    return RULES[name].build(Options(SURROGATES[surrogate], steps, readout_loss))
 
 
 def assert_same(got: Gradients, expected: Gradients, tolerance: float = 1e-10) -> None:
@@ -203,6 +203,29 @@ def test_without_leak_every_depth_learns_as_through_time(surrogate: str, constan
         frames, labels = frames_of(timesteps, (2, 8, 8), constant=constant), labels_of(4)
         _, _, expected = through_time(model, frames, labels, surrogate)
         assert_same(learn(rule_of("stop-wtl", surrogate), model, frames, labels)[2], expected)
+
+
+@pytest.mark.parametrize("readout_leak", [1.0, 0.5])
+def test_the_loss_of_the_readout(readout_leak: float) -> None:
+    """The readout's own weights learn as through time; for the others, what earlier steps brought it is given."""
+    model = model_of(three_layers(), (2, 8, 8), readout_leak=readout_leak)
+    for neuron in model.neurons.values():
+        neuron.leak.data.zero_()
+    frames, labels = frames_of(7, (2, 8, 8), constant=False), labels_of(4)
+    loss, _, got = learn(rule_of("stop-wtl", readout_loss=True), model, frames, labels)
+    loss_through_time, _, _ = learn(rule_of("stbp", readout_loss=True), model, frames, labels)
+    currents = currents_over_time(model, frames, "exponential")
+    for given in (True, False):
+        readout = torch.zeros_like(currents[0])
+        losses = []
+        for current in currents:
+            readout = readout_leak * (readout.detach() if given else readout) + current
+            losses.append(functional.cross_entropy(readout, labels))
+        expected = differentiate(torch.stack(losses).mean(), model)
+        for value in (loss, loss_through_time):
+            assert value.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-12)
+        chosen = [name for name in expected if name.startswith("8.") != given]  # 8: the last linear layer
+        assert_same({name: got[name] for name in chosen}, {name: expected[name] for name in chosen})
 
 
 def test_with_leak_depth_makes_a_difference() -> None:
@@ -1160,7 +1183,7 @@ def test_networks_that_one_trace_cannot_serve_are_refused() -> None:
     for name in RULES:
         if name.startswith(("stop-", "osstop", "ottt", "sltt")):
             with pytest.raises(ConfigError, match="surrogate: got 'spike-time', must be one of the distance") as error:
-                RULES[name].build(SURROGATES["spike-time"], None)
+                RULES[name].build(Options(SURROGATES["spike-time"]))
             assert "\n" not in str(error.value)
             assert isinstance(rule_of(name), ForwardTraces) and "spike-time" not in RULES[name].surrogates
 

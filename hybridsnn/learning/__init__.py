@@ -17,6 +17,7 @@ __all__ = [
     "Encode",
     "LearningRule",
     "Optimisation",
+    "Options",
     "OwnRate",
     "Rule",
     "fit",
@@ -25,22 +26,38 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Options:
+    """What can be chosen about a learning rule.
+
+    Attributes:
+        backward_steps: how many steps have a backward pass; None: all.
+        readout_loss: the loss of a step is that of the readout, not of what flows into it at the step.
+    """
+
+    surrogate: Surrogate
+    backward_steps: int | None = None
+    readout_loss: bool = False
+
+
+@dataclass(frozen=True)
 class Rule:
     """An entry of `RULES`: a learning rule for spiking networks.
 
     Attributes:
-        build: (surrogate, steps with a backward pass or None for all) to the rule.
+        build: gives the rule.
         surrogates: the names it can use; the first is its own.
         thresholds, leaks: whether it learns them; None: where it is asked to.
         some_steps: whether it can leave out the backward pass of some steps.
+        loss_per_step: whether it has a loss at every step.
     """
 
     summary: str
-    build: Callable[[Surrogate, int | None], LearningRule]
+    build: Callable[[Options], LearningRule]
     surrogates: tuple[str, ...]
     thresholds: bool | None = None
     leaks: bool | None = None
     some_steps: bool = False
+    loss_per_step: bool = True
 
 
 ONLINE = ("exponential", "triangle", "linear")
@@ -49,7 +66,7 @@ ONLINE = ("exponential", "triangle", "linear")
 def _stop(parameters: str, *, thresholds: bool, leaks: bool) -> Rule:
     return Rule(
         f"STOP: {parameters} learn from forward traces, in memory that does not grow with time",
-        lambda surrogate, steps: ForwardTraces(surrogate),
+        lambda options: ForwardTraces(options.surrogate, readout_loss=options.readout_loss),
         ONLINE,
         thresholds=thresholds,
         leaks=leaks,
@@ -59,13 +76,15 @@ def _stop(parameters: str, *, thresholds: bool, leaks: bool) -> Rule:
 RULES = {
     "stdb": Rule(
         "spike timing dependent backpropagation: BPTT with a surrogate of the time since the last spike",
-        lambda surrogate, steps: BackPropagationThroughTime(surrogate),
+        lambda options: BackPropagationThroughTime(options.surrogate),
         ("spike-time",),
+        loss_per_step=False,
     ),
     "linear": Rule(
         "BPTT with a triangular surrogate of the distance to the threshold",
-        lambda surrogate, steps: BackPropagationThroughTime(surrogate),
+        lambda options: BackPropagationThroughTime(options.surrogate),
         ("linear",),
+        loss_per_step=False,
     ),
     "stop-w": _stop("weights", thresholds=False, leaks=False),
     "stop-wt": _stop("weights and thresholds", thresholds=True, leaks=False),
@@ -73,24 +92,27 @@ RULES = {
     "stop-wtl": _stop("weights, thresholds and leaks", thresholds=True, leaks=True),
     "osstop": Rule(
         "one-shot STOP: forward traces, and one backward pass at the last step",
-        lambda surrogate, steps: ForwardTraces(surrogate, one_shot=True),
+        lambda options: ForwardTraces(options.surrogate, one_shot=True),
         ONLINE,
+        loss_per_step=False,
     ),
     "stbp": Rule(
         "BPTT with a loss at every step and a detached reset: what STOP is compared with",
-        lambda surrogate, steps: BackPropagationThroughTime(surrogate, per_step=True),
+        lambda options: BackPropagationThroughTime(options.surrogate, per_step=True, readout_loss=options.readout_loss),
         (*ONLINE, "spike-time"),
     ),
     "ottt": Rule(
         "online training through time: the trace rule of stop-w with the triangular surrogate",
-        lambda surrogate, steps: ForwardTraces(surrogate),
+        lambda options: ForwardTraces(options.surrogate, readout_loss=options.readout_loss),
         ("triangle", "exponential", "linear"),
         thresholds=False,
         leaks=False,
     ),
     "sltt": Rule(
         "spatial learning through time: no traces, each step (or a few drawn ones) learns from itself alone",
-        lambda surrogate, steps: ForwardTraces(surrogate, traces=False, backward_steps=steps),
+        lambda options: ForwardTraces(
+            options.surrogate, traces=False, backward_steps=options.backward_steps, readout_loss=options.readout_loss
+        ),
         ("triangle", "exponential", "linear"),
         thresholds=False,
         leaks=False,

@@ -48,19 +48,22 @@ class BackPropagationThroughTime:
 
     Args:
         surrogate: stands in for the derivative of a spike. With `spike-time` this is STDB.
-        per_step: the loss is the mean over the steps of the cross-entropy of what flows into the readout at that step
-            (STBP), instead of the cross-entropy of the readout at the last step (Rathi et al., 2020).
+        per_step: the loss is a mean over the steps (STBP), instead of the cross-entropy of the readout at the last
+            step (Rathi et al., 2020): of the cross-entropy of what flows into the readout, or
+        readout_loss: of the readout itself, at each step.
     """
 
-    def __init__(self, surrogate: Surrogate, *, per_step: bool = False):
-        self.surrogate, self.per_step = surrogate, per_step
+    def __init__(self, surrogate: Surrogate, *, per_step: bool = False, readout_loss: bool = False):
+        self.surrogate, self.per_step, self.readout_loss = surrogate, per_step, readout_loss
 
     def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
         """See `LearningRule.step`."""
         currents = model.currents(inputs[:], Simulation(model.body, surrogate=self.surrogate))
-        logits = model.accumulate(currents)[-1].to(currents.dtype)
+        outputs = model.accumulate(currents).to(currents.dtype)
+        logits = outputs[-1]
         if self.per_step:
-            loss = functional.cross_entropy(currents.flatten(0, 1), labels.repeat(len(inputs)))
+            judged = outputs if self.readout_loss else currents
+            loss = functional.cross_entropy(judged.flatten(0, 1), labels.repeat(len(inputs)))
         else:
             loss = functional.cross_entropy(logits, labels)
         backward(loss)

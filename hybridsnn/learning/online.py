@@ -33,6 +33,7 @@ class OnlineSimulation(fx.Interpreter):
         timesteps: how many steps there will be. A batch norm normalises each with its own statistics; its running
             statistics move once for the whole run, by their mean over the steps.
         traces: False keeps none, so that every step learns from itself alone (SLTT).
+        readout_leak: of the trace of what flows into the readout; 0 if the loss of a step sees its currents alone.
         constant: whether the frames are the same at every step.
 
     Raises:
@@ -46,11 +47,12 @@ class OnlineSimulation(fx.Interpreter):
         timesteps: int,
         *,
         traces: bool = True,
+        readout_leak: float = 0.0,
         constant: bool = False,
     ):
         graph, self.drives = _separate(body)
         super().__init__(body, graph=graph)
-        self.surrogate = surrogate
+        self.surrogate, self.readout_leak = surrogate, readout_leak
         self.timesteps = self.steps_left = timesteps
         driven = dict.fromkeys(self.drives.values())
         self.leaks = {neurons: self._leak(neurons) if traces else 0.0 for neurons in driven}
@@ -159,7 +161,7 @@ class OnlineSimulation(fx.Interpreter):
 
     def _leak(self, neurons: fx.Node) -> float:
         if neurons.op == "output":
-            return 0.0  # the loss of a step sees the currents of that step
+            return self.readout_leak
         module = self.fetch_attr(str(neurons.target))
         if module.reset != "soft":
             raise ConfigError(

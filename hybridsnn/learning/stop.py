@@ -16,12 +16,14 @@ from hybridsnn.surrogates import Surrogate
 class ForwardTraces:
     """Spatiotemporal orthogonal propagation, and the methods that differ from it in what they leave out.
 
-    Weights always learn from traces; thresholds and leaks do where they require gradients. The loss of a step is the
-    cross-entropy of what flows into the readout at that step, and that of a run its mean over the steps.
+    Weights always learn from traces; thresholds and leaks do where they require gradients. The loss of a run is the
+    mean over its steps of a cross-entropy: of what flows into the readout at that step, or of the readout itself.
 
     Args:
         surrogate: of the distance to the threshold.
         traces: False is SLTT (Meng et al., ICCV 2023): no trace, each step learns from itself alone.
+        readout_loss: take the loss of the readout. Its weights then learn from a trace too, and what earlier steps
+            brought it counts as given for the other layers.
         backward_steps: how many steps, drawn for each batch, have a backward pass (SLTT-K); None: all.
         one_shot: OSSTOP: one backward pass at the last step, from the readout that the steps before have filled.
 
@@ -30,18 +32,29 @@ class ForwardTraces:
     """
 
     def __init__(
-        self, surrogate: Surrogate, *, traces: bool = True, backward_steps: int | None = None, one_shot: bool = False
+        self,
+        surrogate: Surrogate,
+        *,
+        traces: bool = True,
+        readout_loss: bool = False,
+        backward_steps: int | None = None,
+        one_shot: bool = False,
     ):
         if not surrogate.needs_membrane:
             raise ConfigError(f"surrogate: got '{surrogate.name}', must be one of the distance to the threshold")
-        self.surrogate, self.traces = surrogate, traces
+        self.surrogate, self.traces, self.readout_loss = surrogate, traces, readout_loss
         self.backward_steps, self.one_shot = backward_steps, one_shot
 
     def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
         """See `LearningRule.step`."""
         timesteps = len(inputs)
         simulation = OnlineSimulation(
-            model.body, self.surrogate, timesteps, traces=self.traces, constant=constant_in_time(inputs)
+            model.body,
+            self.surrogate,
+            timesteps,
+            traces=self.traces,
+            readout_leak=model.readout_leak if self.readout_loss else 0.0,
+            constant=constant_in_time(inputs),
         )
         learning = self._learning_steps(timesteps)
         readout: Tensor | None = None
@@ -50,7 +63,7 @@ class ForwardTraces:
             with torch.set_grad_enabled(timestep in learning):
                 current = model.currents(inputs[timestep : timestep + 1], simulation)
                 outputs = model.accumulate(current, readout)
-                logits = outputs[0].to(current.dtype) if self.one_shot else current[0]
+                logits = outputs[0].to(current.dtype) if self.one_shot or self.readout_loss else current[0]
                 loss = functional.cross_entropy(logits, labels) / len(learning)
             if timestep in learning:
                 backward(loss)

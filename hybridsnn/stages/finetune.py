@@ -11,7 +11,7 @@ from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
 from hybridsnn.data import AUGMENTATIONS
 from hybridsnn.encoders import Frames
-from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, OwnRate, seed_of
+from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, Options, OwnRate, seed_of
 from hybridsnn.metrics import evaluate_snn
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import SharedDropout
@@ -37,6 +37,11 @@ class FinetuneConfig(TrainingSettings):
     learning_rate: float = Field(1e-4, gt=0, description="At the start of the schedule.")
     surrogate: Annotated[str, Choice(SURROGATES, "surrogate")] | None = Field(
         None, description="Of the derivative of a spike; unset: the method's own."
+    )
+    loss: Literal["current", "readout"] = Field(
+        "current",
+        description="Of a step, for methods with a loss at every step: of what flows into the readout at that step, "
+        "or of what the readout has accumulated, which suits converted networks.",
     )
     backward_steps: int | None = Field(
         None, gt=0, description="For sltt: steps, drawn anew for each batch, that have a backward pass; unset: all."
@@ -65,6 +70,8 @@ class FinetuneConfig(TrainingSettings):
         if self.backward_steps is not None and not rule.some_steps:
             able = ", ".join(name for name, entry in RULES.items() if entry.some_steps)
             raise ValueError(f"backward_steps is for {able}, not for '{self.method}'; leave it out")
+        if self.loss != "current" and not rule.loss_per_step:
+            raise ValueError(f"loss is for methods with a loss at every step, not for '{self.method}'; leave it out")
         for what, asked, says in (
             ("thresholds", self.learn_thresholds, rule.thresholds),
             ("leaks", self.learn_leaks, rule.leaks),
@@ -83,7 +90,8 @@ class FinetuneConfig(TrainingSettings):
     def rule(self) -> LearningRule:
         """The learning rule."""
         entry = RULES[self.method]
-        return entry.build(SURROGATES[self.surrogate or entry.surrogates[0]], self.backward_steps)
+        surrogate = SURROGATES[self.surrogate or entry.surrogates[0]]
+        return entry.build(Options(surrogate, self.backward_steps, readout_loss=self.loss == "readout"))
 
 
 def run(work: Work) -> None:
