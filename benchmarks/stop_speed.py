@@ -15,6 +15,7 @@ from torch import nn
 
 from hybridsnn.learning import RULES, Options
 from hybridsnn.model import SpikingModel
+from hybridsnn.stages.compute import keep_freed_memory
 
 
 def copy_weights(model: SpikingModel, plain: nn.Module) -> None:
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as every stage does; it serves both ways
     difference = check(arguments.side)
     print(f"gradients differ by {difference:.1e} of the largest (float64)")
     if not difference < 1e-9:

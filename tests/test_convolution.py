@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybridsnn.kernels import convolution
-from hybridsnn.kernels.convolution import WeightGradient, forward, input_gradient, supports, transform_weight
+from hybridsnn.kernels.convolution import (
+    TILINGS,
+    Tiling,
+    WeightGradient,
+    forward,
+    input_gradient,
+    supports,
+    tiling_for,
+    transform_weight,
+)
 
 # batch, channels in, channels out, height, width
 SHAPES = [
@@ -21,7 +30,18 @@ SHAPES = [
     (3, 24, 18, 7, 6),
     (2, 18, 24, 6, 7),
     (2, 16, 17, 1, 4),
+    (2, 19, 16, 9, 9),
+    (1, 17, 18, 12, 12),
+    (2, 20, 17, 16, 16),
+    (3, 16, 19, 7, 10),
+    (2, 18, 16, 16, 9),
+    (1, 512, 16, 8, 8),
+    (1, 16, 512, 8, 8),
 ]
+SMALL, LARGE = TILINGS[16], TILINGS[36]
+BOTH = pytest.mark.parametrize("tiling", TILINGS.values(), ids=lambda each: f"tiles of {each.outputs}")
+# Of the largest value. Spikes follow from the outputs, where 1e-5 would be too much; gradients may be off by 3e-5.
+ERROR = {SMALL: 1e-6, LARGE: 4e-6}
 MEMORY = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
@@ -34,13 +54,13 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """One thread, and two that share even the smallest work."""
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two threads that share even the smallest work."""
     monkeypatch.setattr(convolution, "THREAD", 1)
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+    torch.set_num_threads(2)
+    yield
     torch.set_num_threads(before)
 
 
@@ -67,47 +87,70 @@ def torch_gradients(inputs: Tensor, weight: Tensor, errors: Tensor) -> tuple[Ten
     return of_inputs, of_weight
 
 
-def assert_close(ours: Tensor, expected: Tensor) -> None:
+def assert_close(ours: Tensor, expected: Tensor, tiling: Tiling) -> None:
     assert ours.dtype == torch.float32
     assert ours.shape == expected.shape
-    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (ours - expected).abs().max() <= ERROR[tiling] * expected.abs().max()
 
 
+@BOTH
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_torch(shape: tuple[int, ...], memory: str, threads: int) -> None:
+def test_agrees_with_torch(shape: tuple[int, ...], memory: str, tiling: Tiling) -> None:
     inputs, weight, bias, errors = tensors(shape, memory)
-    transformed = transform_weight(weight)
-    gradient = WeightGradient(weight)
+    transformed = transform_weight(weight, tiling)
+    gradient = WeightGradient(weight, tiling)
     gradient.add(inputs, errors)
     of_inputs, of_weight = torch_gradients(inputs, weight, errors)
     without_bias = F.conv2d(inputs.double(), weight.double(), padding=1)
-    assert_close(forward(inputs, transformed), without_bias)
-    assert_close(forward(inputs, transformed, bias), without_bias + bias.double()[:, None, None])
-    assert_close(input_gradient(errors, transformed), of_inputs)
-    assert_close(gradient.result(), of_weight)
+    assert_close(forward(inputs, transformed), without_bias, tiling)
+    assert_close(forward(inputs, transformed, bias), without_bias + bias.double()[:, None, None], tiling)
+    assert_close(input_gradient(errors, transformed), of_inputs, tiling)
+    assert_close(gradient.result(), of_weight, tiling)
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 3])
-def test_a_few_pictures_at_a_time(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five pictures in chunks of some: the last chunk is smaller."""
-    inputs, weight, bias, errors = tensors((5, 17, 20, 7, 6), "channels-last", integers=True)
-    transformed = transform_weight(weight)
-    monkeypatch.setattr(convolution, "CHUNK", pictures * 12 + 11)  # each picture has twelve tiles
-    assert len(convolution._chunks(inputs.permute(0, 2, 3, 1))[0]) == pictures
-    gradient = WeightGradient(weight)
+@BOTH
+@pytest.mark.parametrize("shape", SHAPES[:9])
+@pytest.mark.usefixtures("two_threads")
+def test_on_two_threads(shape: tuple[int, ...], tiling: Tiling) -> None:
+    test_agrees_with_torch(shape, "channels-last", tiling)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
+def test_currents_of_spikes(density: float) -> None:
+    """Inputs that are 0 or 1 do not cancel; their sums are as close as those of noise."""
+    _, weight, _, _ = tensors((1, 512, 16, 8, 8), "channels-last")
+    spikes = (torch.rand(2, 512, 8, 8, generator=torch.Generator().manual_seed(1)) < density).float()
+    ours = forward(spikes, transform_weight(weight, LARGE))
+    assert_close(ours, F.conv2d(spikes.double(), weight.double(), padding=1), LARGE)
+
+
+@BOTH
+@pytest.mark.parametrize(("most", "sizes"), [(0.5, [1] * 5), (1, [1] * 5), (2, [2, 2, 1]), (4.9, [3, 2]), (5, [5])])
+def test_a_few_pictures_at_a_time(
+    most: float, sizes: list[int], tiling: Tiling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five pictures in chunks of some, as equal as they can be."""
+    inputs, weight, bias, errors = tensors((5, 17, 20, 7, 6), "channels-last")
+    transformed = transform_weight(weight, tiling)
+    monkeypatch.setattr(convolution, "CHUNK", most * tiling.matrices * tiling.tiles(7, 6))
+    chunks = convolution._chunks(tiling, inputs.permute(0, 2, 3, 1), errors.permute(0, 2, 3, 1))
+    assert [[len(few) for few in each] for each in chunks] == [[size, size] for size in sizes]
+    gradient = WeightGradient(weight, tiling)
     of_inputs, of_weight = torch_gradients(inputs, weight, errors)
-    assert torch.equal(forward(inputs, transformed, bias), F.conv2d(inputs, weight, bias, padding=1))
-    assert torch.equal(gradient.add_and_pass(inputs, errors, transformed).double(), of_inputs)
-    assert torch.equal(gradient.result().double(), of_weight)
+    outputs = F.conv2d(inputs.double(), weight.double(), bias.double(), padding=1)
+    assert_close(forward(inputs, transformed, bias), outputs, tiling)
+    assert_close(input_gradient(errors, transformed), of_inputs, tiling)
+    assert_close(gradient.add_and_pass(inputs, errors, transformed), of_inputs, tiling)
+    assert_close(gradient.result(), of_weight, tiling)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_small_integers_are_exact(shape: tuple[int, ...]) -> None:
-    """Every value on the way is a small multiple of a quarter, and float32 holds it."""
+    """With small tiles, every value on the way is a small multiple of a quarter, and float32 holds it."""
     inputs, weight, bias, errors = tensors(shape, "channels-last", integers=True)
-    transformed = transform_weight(weight)
-    gradient = WeightGradient(weight)
+    transformed = transform_weight(weight, SMALL)
+    gradient = WeightGradient(weight, SMALL)
     gradient.add(inputs, errors)
     of_inputs, of_weight = torch_gradients(inputs, weight, errors)
     outputs = F.conv2d(inputs.double(), weight.double(), bias.double(), padding=1)
@@ -116,34 +159,37 @@ def test_small_integers_are_exact(shape: tuple[int, ...]) -> None:
     assert torch.equal(gradient.result().double(), of_weight)
 
 
+@BOTH
 @pytest.mark.parametrize("shape", SHAPES)
-def test_steps_add_up(shape: tuple[int, ...]) -> None:
+def test_steps_add_up(shape: tuple[int, ...], tiling: Tiling) -> None:
     _, weight, _, _ = tensors(shape, "channels-last")
-    gradient, expected = WeightGradient(weight), torch.zeros_like(weight, dtype=torch.float64)
+    gradient, expected = WeightGradient(weight, tiling), torch.zeros_like(weight, dtype=torch.float64)
     for step in range(1, 4):
         inputs, _, _, errors = tensors(shape, "channels-last")
         gradient.add(step * inputs, errors.roll(step, 0))
         expected += torch_gradients(step * inputs, weight, errors.roll(step, 0))[1]
-        assert_close(gradient.result(), expected)
+        assert_close(gradient.result(), expected, tiling)
 
 
+@BOTH
 @pytest.mark.parametrize("shape", SHAPES)
-def test_add_and_pass_is_both_in_one(shape: tuple[int, ...]) -> None:
+def test_add_and_pass_is_both_in_one(shape: tuple[int, ...], tiling: Tiling) -> None:
     inputs, weight, _, errors = tensors(shape, "channels-last")
-    transformed = transform_weight(weight)
-    apart, together = WeightGradient(weight), WeightGradient(weight)
+    transformed = transform_weight(weight, tiling)
+    apart, together = WeightGradient(weight, tiling), WeightGradient(weight, tiling)
     apart.add(inputs, errors)
     assert torch.equal(together.add_and_pass(inputs, errors, transformed), input_gradient(errors, transformed))
     assert torch.equal(together.result(), apart.result())
 
 
+@BOTH
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_memory_formats(shape: tuple[int, ...], memory: str) -> None:
+def test_memory_formats(shape: tuple[int, ...], memory: str, tiling: Tiling) -> None:
     """Pictures come channels-last; the gradient of the weight lies like the weight."""
     inputs, weight, bias, errors = tensors(shape, memory)
-    transformed = transform_weight(weight)
-    gradient = WeightGradient(weight)
+    transformed = transform_weight(weight, tiling)
+    gradient = WeightGradient(weight, tiling)
     for pictures in (
         forward(inputs, transformed, bias),
         input_gradient(errors, transformed),
@@ -153,25 +199,40 @@ def test_memory_formats(shape: tuple[int, ...], memory: str) -> None:
     assert gradient.result().stride() == weight.stride()
 
 
-def test_nothing_is_written_to_what_is_read() -> None:
+@BOTH
+def test_nothing_is_written_to_what_is_read(tiling: Tiling) -> None:
     given = tensors((2, 17, 20, 5, 4), "channels-last")
     inputs, weight, bias, errors = (each.clone() for each in given)
-    transformed = transform_weight(weight)
+    transformed = transform_weight(weight, tiling)
     kept = transformed.clone()
     forward(inputs, transformed, bias)
-    WeightGradient(weight).add_and_pass(inputs, errors, transformed)
+    WeightGradient(weight, tiling).add_and_pass(inputs, errors, transformed)
     assert torch.equal(transformed, kept)
     assert all(torch.equal(now, before) for now, before in zip((inputs, weight, bias, errors), given, strict=True))
 
 
-def test_parameters_that_require_gradients() -> None:
+@BOTH
+def test_parameters_that_require_gradients(tiling: Tiling) -> None:
     """The functions are for the inside of an `autograd.Function`; they record nothing themselves."""
     inputs, weight, bias, errors = (each.requires_grad_() for each in tensors((2, 16, 16, 3, 3), "channels-last"))
-    transformed = transform_weight(weight)
-    gradient = WeightGradient(weight)
+    transformed = transform_weight(weight, tiling)
+    gradient = WeightGradient(weight, tiling)
     assert not forward(inputs, transformed, bias).requires_grad
     assert not gradient.add_and_pass(inputs, errors, transformed).requires_grad
     assert not gradient.result().requires_grad
+
+
+def test_large_tiles_are_for_large_work() -> None:
+    """A few tiles do not make up for reading 36 matrices instead of 16; nor do tiles that are mostly empty."""
+    chosen = {
+        (batch, side): tiling_for(torch.empty(batch, 64, side, side)).outputs
+        for batch in (1, 32, 128)
+        for side in (2, 4, 8, 16, 32)
+    }
+    assert [chosen[1, side] for side in (2, 4, 8, 16, 32)] == [2, 2, 2, 2, 4]
+    assert [chosen[32, side] for side in (2, 4, 8, 16, 32)] == [2, 2, 4, 4, 4]
+    assert [chosen[128, side] for side in (2, 4, 8, 16, 32)] == [2, 4, 4, 4, 4]
+    assert tiling_for(torch.empty(128, 64, 5, 5)).outputs == 2
 
 
 def test_supports() -> None:

@@ -1,35 +1,73 @@
-"""3x3 convolutions on a CPU by Winograd's minimal filtering: 2.25 times fewer multiplications, as matrix products.
+"""3x3 convolutions on a CPU by Winograd's minimal filtering: 2.25 or 4 times fewer multiplications, as matrix products.
 
-A picture is cut into tiles of 2x2 outputs, each of which sees a tile of 4x4 inputs. For one tile (`*` is elementwise)
+A picture is cut into tiles of 2x2 or 4x4 outputs, each of which sees a tile of inputs that is two wider and higher.
+For one tile (`*` is elementwise)
 
     outputs = A^T [(G weight G^T) * (B^T inputs B)] A      (Winograd 1980; Lavin & Gray, CVPR 2016)
 
-and the sum over channels makes of each of the 16 elements one matrix product. Both gradients are the same formula
+and the sum over channels makes of each of the 16 or 36 elements one matrix product. Both gradients are the same formula
 read backwards: `A errors A^T` serves the two, and the transformed weight serves the outputs and the inputs' gradient.
 
-Against double precision, results are within 1e-6 of their largest value with 512 channels; small integers are exact.
+The matrices follow from the points at which polynomials are multiplied: 0, 1, -1 and infinity for tiles of 2x2 outputs;
+for 4x4 they are 0, +-1/sqrt(2), +-sqrt(2) and infinity, which round four times less than the usual 0, +-1, +-2.
+Against double precision, and with 512 channels, results are within 1e-6 of their largest value with the small tiles,
+which are exact for small integers, and within 4e-6 with the large ones.
 Pictures are `[N, channels, height, width]`, best channels-last; everything is float32 and records no gradients.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numba.extending import register_jitable
 from torch import Tensor
 
 from hybridsnn.kernels.threads import over_ranges
 
 CHANNELS = 64  # with 32 the transforms cost more than the multiplications they save; with 64 the backward pass gains
-THREAD = 65536  # values that are worth waking a thread for, while those of PyTorch still spin after their last work
-CHUNK = 512  # tiles at a time, so that what goes into the matrix products and what comes out stay in the cache
-HALF = np.float32(0.5)
+THREAD = 262144  # values that are worth waking a thread for: it takes a tenth of a millisecond
+CHUNK = 9216  # transformed values of a channel at a time: what goes into the matrix products stays in the cache
+WEIGHT = 64  # tiles that cost as much as one matrix of the weight: transforming it, and reading it at every step
+
+HALF, SIXTH, TWO_THIRDS = np.float32(1 / 2), np.float32(1 / 6), np.float32(2 / 3)
+TWO, FIVE_HALVES = np.float32(2), np.float32(5 / 2)
+SMALL, LARGE = np.float32(math.sqrt(1 / 2)), np.float32(math.sqrt(2))  # points, whose product is 1
+
+# Loops over the channels of neighbouring tiles, from and to tuples of lines. To Python they stay plain functions: the
+# compiled loops around them are found on disk by these functions' names, and a compiled function has none.
+line = register_jitable(fastmath={"contract"})
 
 
-@numba.njit(cache=True, nogil=True)
-def _line_of_inputs(a, b, c, d, w, x, y, z):  # type: ignore[no-untyped-def]
+@line
+def _two(lines, first, step, low, high):  # type: ignore[no-untyped-def]
+    """Two lines, of the values low <= i < high."""
+    return lines[first, low:high], lines[first + step, low:high]
+
+
+@line
+def _three(lines, first, step, low, high):  # type: ignore[no-untyped-def]
+    return (lines[first, low:high], *_two(lines, first + step, step, low, high))
+
+
+@line
+def _four(lines, first, step, low, high):  # type: ignore[no-untyped-def]
+    return _two(lines, first, step, low, high) + _two(lines, first + 2 * step, step, low, high)
+
+
+@line
+def _six(lines, first, step, low, high):  # type: ignore[no-untyped-def]
+    return _four(lines, first, step, low, high) + _two(lines, first + 4 * step, step, low, high)
+
+
+@line
+def _inputs_of_two(inputs, values):  # type: ignore[no-untyped-def]
     """B^T: four inputs to four values."""
+    a, b, c, d = inputs
+    w, x, y, z = values
     for i in range(w.size):
         w[i] = a[i] - c[i]
         x[i] = b[i] + c[i]
@@ -37,17 +75,51 @@ def _line_of_inputs(a, b, c, d, w, x, y, z):  # type: ignore[no-untyped-def]
         z[i] = b[i] - d[i]
 
 
-@numba.njit(cache=True, nogil=True)
-def _line_of_outputs(w, x, y, z, a, b):  # type: ignore[no-untyped-def]
+@line
+def _inputs_of_four(inputs, values):  # type: ignore[no-untyped-def]
+    """B^T: six inputs to six values."""
+    a, b, c, d, e, f = inputs
+    u, v, w, x, y, z = values
+    for i in range(u.size):
+        even, odd = e[i] - TWO * c[i], SMALL * d[i] - LARGE * b[i]
+        even_too, odd_too = e[i] - HALF * c[i], LARGE * d[i] - SMALL * b[i]
+        u[i] = a[i] - FIVE_HALVES * c[i] + e[i]
+        v[i] = even + odd
+        w[i] = even - odd
+        x[i] = even_too + odd_too
+        y[i] = even_too - odd_too
+        z[i] = b[i] - FIVE_HALVES * d[i] + f[i]
+
+
+@line
+def _outputs_of_two(values, outputs):  # type: ignore[no-untyped-def]
     """A^T: four values to two outputs."""
+    w, x, y, z = values
+    a, b = outputs
     for i in range(a.size):
         a[i] = w[i] + x[i] + y[i]
         b[i] = x[i] - y[i] - z[i]
 
 
-@numba.njit(cache=True, nogil=True)
-def _line_of_errors(a, b, w, x, y, z):  # type: ignore[no-untyped-def]
+@line
+def _outputs_of_four(values, outputs):  # type: ignore[no-untyped-def]
+    """A^T: six values to four outputs."""
+    u, v, w, x, y, z = values
+    a, b, c, d = outputs
+    for i in range(a.size):
+        even, odd = v[i] + w[i], SMALL * (v[i] - w[i])
+        even_too, odd_too = x[i] + y[i], LARGE * (x[i] - y[i])
+        a[i] = u[i] + even + even_too
+        b[i] = odd + odd_too
+        c[i] = HALF * even + TWO * even_too
+        d[i] = HALF * odd + TWO * odd_too + z[i]
+
+
+@line
+def _errors_of_two(errors, values):  # type: ignore[no-untyped-def]
     """A: the gradients of two outputs to four values."""
+    a, b = errors
+    w, x, y, z = values
     for i in range(w.size):
         w[i] = a[i]
         x[i] = a[i] + b[i]
@@ -55,17 +127,51 @@ def _line_of_errors(a, b, w, x, y, z):  # type: ignore[no-untyped-def]
         z[i] = -b[i]
 
 
-@numba.njit(cache=True, nogil=True)
-def _line_of_gradients(before, w, x, y, z, after, a, b):  # type: ignore[no-untyped-def]
+@line
+def _errors_of_four(errors, values):  # type: ignore[no-untyped-def]
+    """A: the gradients of four outputs to six values."""
+    a, b, c, d = errors
+    u, v, w, x, y, z = values
+    for i in range(u.size):
+        even, odd = a[i] + HALF * c[i], SMALL * (b[i] + HALF * d[i])
+        even_too, odd_too = a[i] + TWO * c[i], LARGE * (b[i] + TWO * d[i])
+        u[i] = a[i]
+        v[i] = even + odd
+        w[i] = even - odd
+        x[i] = even_too + odd_too
+        y[i] = even_too - odd_too
+        z[i] = d[i]
+
+
+@line
+def _gradients_of_two(before, values, after, gradients):  # type: ignore[no-untyped-def]
     """B: four values, the last of the tile before and the first of the tile after to the gradients of two inputs."""
+    w, x, y, z = values
+    a, b = gradients
     for i in range(a.size):
         a[i] = x[i] - y[i] + z[i] - before[i]
         b[i] = x[i] + y[i] - w[i] + after[i]
 
 
-@numba.njit(cache=True, nogil=True)
-def _line_of_weights(a, b, c, w, x, y, z):  # type: ignore[no-untyped-def]
+@line
+def _gradients_of_four(before, values, after, gradients):  # type: ignore[no-untyped-def]
+    """B: six values, the last of the tile before and the first of the tile after to the gradients of four inputs."""
+    u, v, w, x, y, z = values
+    a, b, c, d = gradients
+    for i in range(a.size):
+        even, odd = v[i] + w[i], v[i] - w[i]
+        even_too, odd_too = x[i] + y[i], x[i] - y[i]
+        a[i] = z[i] - LARGE * odd - SMALL * odd_too + before[i]
+        b[i] = -FIVE_HALVES * u[i] - TWO * even - HALF * even_too
+        c[i] = SMALL * odd + LARGE * odd_too - FIVE_HALVES * z[i]
+        d[i] = u[i] + even + even_too + after[i]
+
+
+@line
+def _weights_of_two(weights, values):  # type: ignore[no-untyped-def]
     """G: three weights to four values."""
+    a, b, c = weights
+    w, x, y, z = values
     for i in range(w.size):
         w[i] = a[i]
         x[i] = HALF * (a[i] + b[i] + c[i])
@@ -73,176 +179,279 @@ def _line_of_weights(a, b, c, w, x, y, z):  # type: ignore[no-untyped-def]
         z[i] = c[i]
 
 
-@numba.njit(cache=True, nogil=True)
-def _line_of_weight_gradients(w, x, y, z, a, b, c):  # type: ignore[no-untyped-def]
+@line
+def _weights_of_four(weights, values):  # type: ignore[no-untyped-def]
+    """G: three weights to six values."""
+    a, b, c = weights
+    u, v, w, x, y, z = values
+    for i in range(u.size):
+        even, odd = -TWO_THIRDS * (a[i] + HALF * c[i]), -TWO_THIRDS * (SMALL * b[i])
+        even_too, odd_too = SIXTH * (a[i] + TWO * c[i]), SIXTH * (LARGE * b[i])
+        u[i] = a[i]
+        v[i] = even + odd
+        w[i] = even - odd
+        x[i] = even_too + odd_too
+        y[i] = even_too - odd_too
+        z[i] = c[i]
+
+
+@line
+def _weight_gradients_of_two(values, gradients):  # type: ignore[no-untyped-def]
     """G^T: four values to the gradients of three weights."""
+    w, x, y, z = values
+    a, b, c = gradients
     for i in range(a.size):
         a[i] = w[i] + HALF * (x[i] + y[i])
         b[i] = HALF * (x[i] - y[i])
         c[i] = z[i] + HALF * (x[i] + y[i])
 
 
-@numba.njit(cache=True, nogil=True)
-def _transform_inputs(begin, end, pictures, channels, tiles):  # type: ignore[no-untyped-def]
-    """B^T inputs B for the rows of tiles begin <= row < end, those of all pictures counted together."""
-    _, height, width = pictures.shape
-    rows, columns = (height + 1) // 2, (width // channels + 1) // 2
-    length = columns * channels
-    zeros = np.zeros(width, pictures.dtype)
-    # Columns apart by parity, so that the four columns of all tiles of a row are four lines. The first and the last
-    # column, and one more in odd widths, lie outside the picture.
-    even, odd = np.zeros((4, length + channels), pictures.dtype), np.zeros((4, length + channels), pictures.dtype)
-    for row in range(begin, end):
-        picture, top = pictures[row // rows], 2 * (row % rows)
-        a = picture[top - 1] if top > 0 else zeros
-        b = picture[top]
-        c = picture[top + 1] if top + 1 < height else zeros
-        d = picture[top + 2] if top + 2 < height else zeros
-        for low in range(0, width, channels):
-            high, place = low + channels, (low // channels + 1) // 2 * channels
-            lines = odd if low // channels % 2 == 0 else even
-            _line_of_inputs(
-                a[low:high], b[low:high], c[low:high], d[low:high],
-                lines[0, place : place + channels], lines[1, place : place + channels],
-                lines[2, place : place + channels], lines[3, place : place + channels],
-            )  # fmt: skip
-        first = row * length
-        last = first + length
-        for i in range(0, 16, 4):
-            _line_of_inputs(
-                even[i // 4, :length], odd[i // 4, :length], even[i // 4, channels:], odd[i // 4, channels:],
-                tiles[i, first:last], tiles[i + 1, first:last], tiles[i + 2, first:last], tiles[i + 3, first:last],
-            )  # fmt: skip
+@line
+def _weight_gradients_of_four(values, gradients):  # type: ignore[no-untyped-def]
+    """G^T: six values to the gradients of three weights."""
+    u, v, w, x, y, z = values
+    a, b, c = gradients
+    for i in range(a.size):
+        even, odd = -TWO_THIRDS * (v[i] + w[i]), -TWO_THIRDS * (v[i] - w[i])
+        even_too, odd_too = SIXTH * (x[i] + y[i]), SIXTH * (x[i] - y[i])
+        a[i] = u[i] + even + even_too
+        b[i] = SMALL * odd + LARGE * odd_too
+        c[i] = HALF * even + TWO * even_too + z[i]
 
 
-@numba.njit(cache=True, nogil=True)
-def _transform_errors(begin, end, pictures, channels, tiles):  # type: ignore[no-untyped-def]
-    """A errors A^T for the rows of tiles begin <= row < end."""
-    _, height, width = pictures.shape
-    rows, columns = (height + 1) // 2, (width // channels + 1) // 2
-    length = columns * channels
-    zeros = np.zeros(channels, pictures.dtype)
-    lines = np.empty((2, 4, length), pictures.dtype)
-    for row in range(begin, end):
-        picture, top = pictures[row // rows], 2 * (row % rows)
-        for i in range(2):
-            if top + i == height:
-                lines[i] = 0
-                continue
-            for low in range(0, length, channels):
-                high, left = low + channels, 2 * low
-                middle = left + channels
-                _line_of_errors(
-                    picture[top + i, left:middle],
-                    picture[top + i, middle : middle + channels] if middle < width else zeros,
-                    lines[i, 0, low:high], lines[i, 1, low:high], lines[i, 2, low:high], lines[i, 3, low:high],
-                )  # fmt: skip
-        first = row * length
-        last = first + length
-        for j in range(4):
-            _line_of_errors(
-                lines[0, j], lines[1, j],
-                tiles[j, first:last], tiles[4 + j, first:last], tiles[8 + j, first:last], tiles[12 + j, first:last],
-            )  # fmt: skip
+@line
+def _deal(picture_line, channels, margin, places, dealt):  # type: ignore[no-untyped-def]
+    """Columns of a picture apart: those of the same place in their tiles together, so that all tiles make long lines.
+
+    There are `margin` columns before the first one, and `places` columns to a tile.
+    """
+    length = dealt.size // places
+    for column in range(picture_line.size // channels):
+        source = picture_line[column * channels : (column + 1) * channels]
+        start = (column + margin) % places * length + (column + margin) // places * channels
+        target = dealt[start : start + channels]
+        for i in range(channels):
+            target[i] = source[i]
 
 
-@numba.njit(cache=True, nogil=True)
-def _merge_outputs(begin, end, pictures, channels, tiles, shift):  # type: ignore[no-untyped-def]
-    """A^T products A, plus the shift of every place of a row, for the rows of tiles begin <= row < end."""
-    _, height, width = pictures.shape
-    rows, columns = (height + 1) // 2, (width // channels + 1) // 2
-    length = columns * channels
-    waste = np.empty(channels, pictures.dtype)
-    lines = np.empty((2, 4, length), pictures.dtype)
-    for row in range(begin, end):
-        picture, top = pictures[row // rows], 2 * (row % rows)
-        first = row * length
-        last = first + length
-        for j in range(4):
-            _line_of_outputs(
-                tiles[j, first:last], tiles[4 + j, first:last], tiles[8 + j, first:last], tiles[12 + j, first:last],
-                lines[0, j], lines[1, j],
-            )  # fmt: skip
-        for i in range(min(2, height - top)):
-            for low in range(0, length, channels):
-                high, left = low + channels, 2 * low
-                middle = left + channels
-                _line_of_outputs(
-                    lines[i, 0, low:high], lines[i, 1, low:high], lines[i, 2, low:high], lines[i, 3, low:high],
-                    picture[top + i, left:middle],
-                    picture[top + i, middle : middle + channels] if middle < width else waste,
-                )  # fmt: skip
-            if shift.size > 0:
-                picture[top + i] += shift
+@line
+def _collect(dealt, places, shift, picture_line):  # type: ignore[no-untyped-def]
+    """The inverse of `_deal` without a margin, plus the shift of each channel."""
+    channels, length = shift.size, dealt.size // places
+    for column in range(picture_line.size // channels):
+        start = column % places * length + column // places * channels
+        source = dealt[start : start + channels]
+        target = picture_line[column * channels : (column + 1) * channels]
+        for i in range(channels):
+            target[i] = source[i] + shift[i]
 
 
-@numba.njit(cache=True, nogil=True)
-def _merge_input_gradient(begin, end, pictures, channels, tiles):  # type: ignore[no-untyped-def]
-    """B products B^T, summed where tiles overlap, for the rows of tiles begin <= row < end."""
-    _, height, width = pictures.shape
-    rows, columns = (height + 1) // 2, (width // channels + 1) // 2
-    length = columns * channels
-    zeros = np.zeros(length, pictures.dtype)
-    waste = np.empty(channels, pictures.dtype)
-    lines = np.zeros((2, 4, length + 2 * channels), pictures.dtype)  # with a tile of zeros on either side
-    for row in range(begin, end):
-        picture, top = pictures[row // rows], 2 * (row % rows)
-        first = row * length
-        last = first + length
-        for j in range(4):
-            _line_of_gradients(
-                tiles[12 + j, first - length : first] if top > 0 else zeros,
-                tiles[j, first:last], tiles[4 + j, first:last], tiles[8 + j, first:last], tiles[12 + j, first:last],
-                tiles[j, last : last + length] if top + 2 < height else zeros,
-                lines[0, j, channels:-channels], lines[1, j, channels:-channels],
-            )  # fmt: skip
-        for i in range(min(2, height - top)):
-            for low in range(channels, channels + length, channels):
-                high, left = low + channels, 2 * (low - channels)
-                middle = left + channels
-                _line_of_gradients(
-                    lines[i, 3, low - channels : low],
-                    lines[i, 0, low:high], lines[i, 1, low:high], lines[i, 2, low:high], lines[i, 3, low:high],
-                    lines[i, 0, high : high + channels],
-                    picture[top + i, left:middle],
-                    picture[top + i, middle : middle + channels] if middle < width else waste,
-                )  # fmt: skip
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of some size, with compiled loops that transform them."""
+
+    outputs: int  # that a tile is wide and high
+    transform_inputs: Callable[..., None]
+    transform_errors: Callable[..., None]
+    merge_outputs: Callable[..., None]
+    merge_input_gradient: Callable[..., None]
+    transform_weight: Callable[..., None]
+    merge_weight_gradient: Callable[..., None]
+
+    @property
+    def matrices(self) -> int:
+        """How many values a tile is transformed to."""
+        return (self.outputs + 2) ** 2
+
+    def rows(self, height: int) -> int:
+        """How many tiles cover a height or width."""
+        return math.ceil(height / self.outputs)
+
+    def tiles(self, height: int, width: int) -> int:
+        """How many tiles cover a picture."""
+        return self.rows(height) * self.rows(width)
 
 
-@numba.njit(cache=True, nogil=True)
-def _transform_weight(begin, end, filters, transformed):  # type: ignore[no-untyped-def]
-    """G weight G^T for the output channels begin <= channel < end."""
-    lines = np.empty((4, 3, filters.shape[3]), filters.dtype)
-    for channel in range(begin, end):
-        for j in range(3):
-            _line_of_weights(
-                filters[channel, 0, j], filters[channel, 1, j], filters[channel, 2, j],
-                lines[0, j], lines[1, j], lines[2, j], lines[3, j],
-            )  # fmt: skip
-        for i in range(4):
-            _line_of_weights(
-                lines[i, 0], lines[i, 1], lines[i, 2],
-                transformed[4 * i, channel], transformed[4 * i + 1, channel],
-                transformed[4 * i + 2, channel], transformed[4 * i + 3, channel],
-            )  # fmt: skip
+def _tiling(
+    outputs: int,
+    take_outputs: Callable[..., Any],
+    take: Callable[..., Any],
+    line_of_inputs: Callable[..., None],
+    line_of_errors: Callable[..., None],
+    line_of_outputs: Callable[..., None],
+    line_of_gradients: Callable[..., None],
+    line_of_weights: Callable[..., None],
+    line_of_weight_gradients: Callable[..., None],
+) -> Tiling:
+    """Compile the loops around the transforms of lines.
+
+    Args:
+        outputs: that a tile is wide and high.
+        take_outputs, take: give a tuple of as many lines as a tile has outputs, and inputs.
+        line_of_inputs: and the others, the transforms in one dimension.
+    """
+    inputs = outputs + 2
+
+    @numba.njit(cache=True, nogil=True)
+    def transform_inputs(begin, end, pictures, channels, tiles):  # type: ignore[no-untyped-def]
+        """B^T inputs B for the rows of tiles begin <= row < end, those of all pictures counted together."""
+        _, height, width = pictures.shape
+        rows, columns = math.ceil(height / outputs), math.ceil(width / (channels * outputs))
+        length = columns * channels
+        span = outputs * (length + channels)
+        # The first column and what comes after the last ones lie outside the picture.
+        window, values = np.zeros((inputs, span), pictures.dtype), np.empty((inputs, span), pictures.dtype)
+        lines = values.reshape(inputs * outputs, length + channels)
+        for row in range(begin, end):
+            picture, top = pictures[row // rows], row % rows * outputs - 1
+            for i in range(inputs):
+                if 0 <= top + i < height:
+                    _deal(picture[top + i], channels, 1, outputs, window[i])
+                else:
+                    window[i] = 0
+            line_of_inputs(take(window, 0, 1, 0, span), take(values, 0, 1, 0, span))
+            for i in range(inputs):
+                line_of_inputs(
+                    take_outputs(lines, i * outputs, 1, 0, length)
+                    + _two(lines, i * outputs, 1, channels, length + channels),
+                    take(tiles, i * inputs, 1, row * length, (row + 1) * length),
+                )
+
+    @numba.njit(cache=True, nogil=True)
+    def transform_errors(begin, end, pictures, channels, tiles):  # type: ignore[no-untyped-def]
+        """A errors A^T for the rows of tiles begin <= row < end."""
+        _, height, width = pictures.shape
+        rows, columns = math.ceil(height / outputs), math.ceil(width / (channels * outputs))
+        length = columns * channels
+        span = outputs * length
+        window, values = np.zeros((outputs, span), pictures.dtype), np.empty((inputs, span), pictures.dtype)
+        lines = values.reshape(inputs * outputs, length)
+        for row in range(begin, end):
+            picture, top = pictures[row // rows], row % rows * outputs
+            for i in range(outputs):
+                if top + i < height:
+                    _deal(picture[top + i], channels, 0, outputs, window[i])
+                else:
+                    window[i] = 0
+            line_of_errors(take_outputs(window, 0, 1, 0, span), take(values, 0, 1, 0, span))
+            for i in range(inputs):
+                line_of_errors(
+                    take_outputs(lines, i * outputs, 1, 0, length),
+                    take(tiles, i * inputs, 1, row * length, (row + 1) * length),
+                )
+
+    @numba.njit(cache=True, nogil=True)
+    def merge_outputs(begin, end, pictures, channels, tiles, shift):  # type: ignore[no-untyped-def]
+        """A^T products A, plus the shift of every channel, for the rows of tiles begin <= row < end."""
+        _, height, width = pictures.shape
+        rows, columns = math.ceil(height / outputs), math.ceil(width / (channels * outputs))
+        length = columns * channels
+        span = outputs * length
+        window, values = np.empty((outputs, span), pictures.dtype), np.empty((inputs, span), pictures.dtype)
+        lines = values.reshape(inputs * outputs, length)
+        for row in range(begin, end):
+            picture, top = pictures[row // rows], row % rows * outputs
+            for i in range(inputs):
+                line_of_outputs(
+                    take(tiles, i * inputs, 1, row * length, (row + 1) * length),
+                    take_outputs(lines, i * outputs, 1, 0, length),
+                )
+            line_of_outputs(take(values, 0, 1, 0, span), take_outputs(window, 0, 1, 0, span))
+            for i in range(min(outputs, height - top)):
+                _collect(window[i], outputs, shift, picture[top + i])
+
+    @numba.njit(cache=True, nogil=True)
+    def merge_input_gradient(begin, end, pictures, channels, tiles):  # type: ignore[no-untyped-def]
+        """B products B^T, summed where tiles overlap, for the rows of tiles begin <= row < end."""
+        _, height, width = pictures.shape
+        rows, columns = math.ceil(height / outputs), math.ceil(width / (channels * outputs))
+        length = columns * channels
+        zeros = np.zeros(length, pictures.dtype)
+        lines = np.zeros((outputs * inputs, length + 2 * channels), pictures.dtype)  # a tile of zeros on either side
+        window = np.empty(outputs * length, pictures.dtype)
+        for row in range(begin, end):
+            picture, top = pictures[row // rows], row % rows * outputs
+            first, last = row * length, (row + 1) * length
+            for i in range(inputs):
+                line_of_gradients(
+                    tiles[(inputs - 1) * inputs + i, first - length : first] if top > 0 else zeros,
+                    take(tiles, i, inputs, first, last),
+                    tiles[i, last : last + length] if top + outputs < height else zeros,
+                    take_outputs(lines, i, inputs, channels, channels + length),
+                )
+            for i in range(min(outputs, height - top)):
+                line_of_gradients(
+                    lines[(i + 1) * inputs - 1, :length],
+                    take(lines, i * inputs, 1, channels, channels + length),
+                    lines[i * inputs, 2 * channels :],
+                    take_outputs(window.reshape(outputs, length), 0, 1, 0, length),
+                )
+                _collect(window, outputs, zeros[:channels], picture[top + i])
+
+    @numba.njit(cache=True, nogil=True)
+    def transform_weight(begin, end, filters, transformed):  # type: ignore[no-untyped-def]
+        """G weight G^T for the output channels begin <= channel < end."""
+        count, channels = filters.shape[0] // 9, filters.shape[1]
+        lines = np.empty((inputs * 3, channels), filters.dtype)
+        for channel in range(begin, end):
+            for i in range(3):
+                line_of_weights(_three(filters, channel * 9 + i, 3, 0, channels), take(lines, i, 3, 0, channels))
+            for i in range(inputs):
+                line_of_weights(
+                    _three(lines, i * 3, 1, 0, channels),
+                    take(transformed, i * inputs * count + channel, count, 0, channels),
+                )
+
+    @numba.njit(cache=True, nogil=True)
+    def merge_weight_gradient(begin, end, filters, transformed):  # type: ignore[no-untyped-def]
+        """G^T products G for the output channels begin <= channel < end."""
+        count, channels = filters.shape[0] // 9, filters.shape[1]
+        lines = np.empty((inputs * 3, channels), filters.dtype)
+        for channel in range(begin, end):
+            for i in range(inputs):
+                line_of_weight_gradients(
+                    take(transformed, i * inputs * count + channel, count, 0, channels),
+                    _three(lines, i * 3, 1, 0, channels),
+                )
+            for i in range(3):
+                line_of_weight_gradients(
+                    take(lines, i, 3, 0, channels), _three(filters, channel * 9 + i, 3, 0, channels)
+                )
+
+    return Tiling(
+        outputs, transform_inputs, transform_errors, merge_outputs, merge_input_gradient,
+        transform_weight, merge_weight_gradient,
+    )  # fmt: skip
 
 
-@numba.njit(cache=True, nogil=True)
-def _merge_weight_gradient(begin, end, filters, transformed):  # type: ignore[no-untyped-def]
-    """G^T products G for the output channels begin <= channel < end."""
-    lines = np.empty((4, 3, filters.shape[3]), filters.dtype)
-    for channel in range(begin, end):
-        for i in range(4):
-            _line_of_weight_gradients(
-                transformed[4 * i, channel], transformed[4 * i + 1, channel],
-                transformed[4 * i + 2, channel], transformed[4 * i + 3, channel],
-                lines[i, 0], lines[i, 1], lines[i, 2],
-            )  # fmt: skip
-        for j in range(3):
-            _line_of_weight_gradients(
-                lines[0, j], lines[1, j], lines[2, j], lines[3, j],
-                filters[channel, 0, j], filters[channel, 1, j], filters[channel, 2, j],
-            )  # fmt: skip
+# By the number of matrices, which the first size of a transformed weight shows.
+TILINGS = {
+    tiling.matrices: tiling
+    for tiling in (
+        _tiling(
+            2,
+            _two,
+            _four,
+            line_of_inputs=_inputs_of_two,
+            line_of_errors=_errors_of_two,
+            line_of_outputs=_outputs_of_two,
+            line_of_gradients=_gradients_of_two,
+            line_of_weights=_weights_of_two,
+            line_of_weight_gradients=_weight_gradients_of_two,
+        ),
+        _tiling(
+            4,
+            _four,
+            _six,
+            line_of_inputs=_inputs_of_four,
+            line_of_errors=_errors_of_four,
+            line_of_outputs=_outputs_of_four,
+            line_of_gradients=_gradients_of_four,
+            line_of_weights=_weights_of_four,
+            line_of_weight_gradients=_weight_gradients_of_four,
+        ),
+    )
+}
 
 
 def supports(
@@ -266,55 +475,67 @@ def supports(
     )
 
 
-def transform_weight(weight: Tensor) -> Tensor:
-    """The weight `[out, in, 3, 3]` as 16 matrices `[16, out, in]`, for `forward` and for the gradients of inputs."""
+def tiling_for(pictures: Tensor) -> Tiling:
+    """The faster tiling for pictures `[N, channels, H, W]`: the one with less work, products and reading the weight."""
+    batch, _, height, width = pictures.shape
+    return min(TILINGS.values(), key=lambda each: each.matrices * (batch * each.tiles(height, width) + WEIGHT))
+
+
+def transform_weight(weight: Tensor, tiling: Tiling) -> Tensor:
+    """The weight `[out, in, 3, 3]` as matrices `[16 or 36, out, in]`, for `forward` and for the gradients of inputs."""
     filters = _channels_last(weight)
-    transformed = filters.new_empty(16, weight.shape[0], weight.shape[1])
-    _over_filters(_transform_weight, filters, transformed)
+    transformed = filters.new_empty(tiling.matrices, weight.shape[0], weight.shape[1])
+    _over_filters(tiling.transform_weight, filters, transformed)
     return transformed
 
 
 def forward(inputs: Tensor, transformed_weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve `[N, in, H, W]` to `[N, out, H, W]` (channels-last), with zeros around the picture."""
+    tiling = TILINGS[transformed_weight.shape[0]]
     outputs = transformed_weight.new_empty(inputs.shape[0], *inputs.shape[2:], transformed_weight.shape[1])
-    shift = outputs.new_empty(0) if bias is None else bias.detach().repeat(inputs.shape[3])
-    for few_inputs, few_outputs in zip(_chunks(_channels_last(inputs)), _chunks(outputs), strict=True):
-        products = torch.bmm(_tiles(_transform_inputs, few_inputs), transformed_weight.transpose(1, 2))
-        _over_rows(_merge_outputs, few_outputs, products, shift)
+    shift = outputs.new_zeros(outputs.shape[3]) if bias is None else bias.detach()
+    for few_inputs, few_outputs in _chunks(tiling, _channels_last(inputs), outputs):
+        tiles = _tiles(tiling, tiling.transform_inputs, few_inputs)
+        products = torch.bmm(tiles, transformed_weight.transpose(1, 2))
+        _over_rows(tiling, tiling.merge_outputs, few_outputs, products, shift)
     return outputs.permute(0, 3, 1, 2)
 
 
 def input_gradient(errors: Tensor, transformed_weight: Tensor) -> Tensor:
     """The gradient `[N, in, H, W]` (channels-last) of the inputs, from that of the outputs `[N, out, H, W]`."""
+    tiling = TILINGS[transformed_weight.shape[0]]
     gradient = transformed_weight.new_empty(errors.shape[0], *errors.shape[2:], transformed_weight.shape[2])
-    for few_errors, few_gradients in zip(_chunks(_channels_last(errors)), _chunks(gradient), strict=True):
-        products = torch.bmm(_tiles(_transform_errors, few_errors), transformed_weight)
-        _over_rows(_merge_input_gradient, few_gradients, products)
+    for few_errors, few_gradients in _chunks(tiling, _channels_last(errors), gradient):
+        products = torch.bmm(_tiles(tiling, tiling.transform_errors, few_errors), transformed_weight)
+        _over_rows(tiling, tiling.merge_input_gradient, few_gradients, products)
     return gradient.permute(0, 3, 1, 2)
 
 
 class WeightGradient:
-    """The gradient of a weight `[out, in, 3, 3]`: a sum over time steps of 16 matrices, transformed once."""
+    """The gradient of a weight `[out, in, 3, 3]`: a sum over time steps of 16 or 36 matrices, transformed once."""
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, tiling: Tiling):
         last = weight.is_contiguous(memory_format=torch.channels_last)
         self._format = torch.channels_last if last else torch.contiguous_format
         self._weight = weight.detach()
+        self._tiling = tiling
         self._sum: Tensor | None = None
 
     def add(self, inputs: Tensor, errors: Tensor) -> None:
         """Add one time step: its inputs `[N, in, H, W]` and the gradient of its outputs `[N, out, H, W]`."""
-        for few_inputs, few_errors in zip(*(_chunks(_channels_last(each)) for each in (inputs, errors)), strict=True):
-            self._add(few_inputs, _tiles(_transform_errors, few_errors))
+        for few_inputs, few_errors in _chunks(self._tiling, _channels_last(inputs), _channels_last(errors)):
+            self._add(few_inputs, _tiles(self._tiling, self._tiling.transform_errors, few_errors))
 
     def add_and_pass(self, inputs: Tensor, errors: Tensor, transformed_weight: Tensor) -> Tensor:
-        """`add` and `input_gradient` in one, which transforms the errors once."""
+        """`add` and `input_gradient` in one, which transforms the errors once; the weight has the same tiling."""
+        tiling = self._tiling
         gradient = transformed_weight.new_empty(errors.shape[0], *errors.shape[2:], transformed_weight.shape[2])
-        few = (_chunks(each) for each in (_channels_last(inputs), _channels_last(errors), gradient))
-        for few_inputs, few_errors, few_gradients in zip(*few, strict=True):
-            tiles = _tiles(_transform_errors, few_errors)
+        few = _chunks(tiling, _channels_last(inputs), _channels_last(errors), gradient)
+        for few_inputs, few_errors, few_gradients in few:
+            tiles = _tiles(tiling, tiling.transform_errors, few_errors)
             self._add(few_inputs, tiles)
-            _over_rows(_merge_input_gradient, few_gradients, torch.bmm(tiles, transformed_weight))
+            products = torch.bmm(tiles, transformed_weight)
+            _over_rows(tiling, tiling.merge_input_gradient, few_gradients, products)
         return gradient.permute(0, 3, 1, 2)
 
     def result(self) -> Tensor:
@@ -322,11 +543,11 @@ class WeightGradient:
         if self._sum is None:
             return torch.zeros_like(self._weight)
         gradient = self._sum.new_empty(self._sum.shape[1], 3, 3, self._sum.shape[2])
-        _over_filters(_merge_weight_gradient, gradient, self._sum)
+        _over_filters(self._tiling.merge_weight_gradient, gradient, self._sum)
         return gradient.permute(0, 3, 1, 2).contiguous(memory_format=self._format)
 
     def _add(self, pictures: Tensor, error_tiles: Tensor) -> None:
-        factors = error_tiles.transpose(1, 2), _tiles(_transform_inputs, pictures)
+        factors = error_tiles.transpose(1, 2), _tiles(self._tiling, self._tiling.transform_inputs, pictures)
         self._sum = torch.bmm(*factors) if self._sum is None else self._sum.baddbmm_(*factors)
 
 
@@ -335,34 +556,33 @@ def _channels_last(values: Tensor) -> Tensor:
     return values.detach().permute(0, 2, 3, 1).contiguous()
 
 
-def _tiles_of_one(pictures: Tensor) -> int:
-    """How many tiles a picture of `[N, H, W, C]` has."""
-    return math.ceil(pictures.shape[1] / 2) * math.ceil(pictures.shape[2] / 2)
+def _chunks(tiling: Tiling, *pictures: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Several `[N, H, W, C]`, the same few pictures of each at a time."""
+    batch, height, width, _ = pictures[0].shape
+    parts = min(batch, math.ceil(batch * tiling.tiles(height, width) * tiling.matrices / CHUNK))
+    return zip(*(each.tensor_split(parts) for each in pictures), strict=True)
 
 
-def _chunks(pictures: Tensor) -> tuple[Tensor, ...]:
-    """The pictures `[N, H, W, C]` a few at a time."""
-    return pictures.split(max(1, CHUNK // _tiles_of_one(pictures)))
-
-
-def _tiles(transform: Callable[..., None], pictures: Tensor) -> Tensor:
-    """The pictures `[N, H, W, C]` cut in tiles and transformed, `[16, tiles, C]`."""
-    tiles = pictures.new_empty(16, pictures.shape[0] * _tiles_of_one(pictures), pictures.shape[3])
-    _over_rows(transform, pictures, tiles)
+def _tiles(tiling: Tiling, transform: Callable[..., None], pictures: Tensor) -> Tensor:
+    """The pictures `[N, H, W, C]` cut in tiles and transformed, `[matrices, tiles, C]`."""
+    batch, height, width, channels = pictures.shape
+    tiles = pictures.new_empty(tiling.matrices, batch * tiling.tiles(height, width), channels)
+    _over_rows(tiling, transform, pictures, tiles)
     return tiles
 
 
-def _over_rows(loop: Callable[..., None], pictures: Tensor, tiles: Tensor, *more: Tensor) -> None:
+def _over_rows(tiling: Tiling, loop: Callable[..., None], pictures: Tensor, tiles: Tensor, *more: Tensor) -> None:
     """Run a loop over the rows of tiles of the pictures `[N, H, W, C]`."""
     batch, height, width, channels = pictures.shape
     over_ranges(
-        loop, batch * math.ceil(height / 2), math.ceil(THREAD / (width * channels)),
+        loop, batch * tiling.rows(height), math.ceil(THREAD / (tiling.outputs * width * channels)),
         pictures.flatten(2).numpy(), channels, tiles.flatten(1).numpy(), *(each.numpy() for each in more),
     )  # fmt: skip
 
 
 def _over_filters(loop: Callable[..., None], filters: Tensor, matrices: Tensor) -> None:
-    """Run a loop over the output channels of a weight `[out, 3, 3, in]` and its 16 matrices."""
+    """Run a loop over the output channels of a weight `[out, 3, 3, in]` and its matrices `[matrices, out, in]`."""
     over_ranges(
-        loop, filters.shape[0], math.ceil(THREAD / (9 * filters.shape[3])), filters.numpy(), matrices.numpy()
+        loop, filters.shape[0], math.ceil(THREAD / (9 * filters.shape[3])),
+        filters.flatten(0, 2).numpy(), matrices.flatten(0, 1).numpy(),
     )  # fmt: skip

@@ -91,10 +91,11 @@ class Convolution(LearningSynapse):
 class FastConvolution(LearningSynapse):
     """A convolution that the compiled kernel supports; its weight is prepared once, and its gradient merged once."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, values: Tensor):
         super().__init__(module)
-        self.prepared = convolution.transform_weight(self.weight)
-        self.gradient = convolution.WeightGradient(self.weight) if self.weight.requires_grad else None
+        tiling = convolution.tiling_for(values)
+        self.prepared = convolution.transform_weight(self.weight, tiling)
+        self.gradient = convolution.WeightGradient(self.weight, tiling) if self.weight.requires_grad else None
 
     def forward(self, values: Tensor) -> Tensor:
         return convolution.forward(values, self.prepared, self.bias)
@@ -123,7 +124,7 @@ def learning_synapse(module: Any, values: Tensor) -> LearningSynapse:
         and not torch.is_autocast_enabled(values.device.type)
         and convolution.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)
     ):
-        return FastConvolution(module)
+        return FastConvolution(module, values)
     return Convolution(module)
 
 
