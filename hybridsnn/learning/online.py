@@ -60,10 +60,12 @@ class OnlineSimulation(fx.Interpreter):
         self.inputs: dict[tuple[fx.Node, fx.Node], Tensor] = {}  # traces, by the input and the neurons it drives
         self.states: dict[str, Any] = {}  # of neurons and dropouts, by name
         self.synapses: dict[str, LearningSynapse] = {}
+        self.still: dict[fx.Node, Tensor] = {}  # frames that do not change
         self.held: dict[fx.Node, _Held | None] = {}  # values that do not change; None: used by such values only
         self.constant = self._constant_nodes() if constant else set()
         self.fresh: set[tuple[fx.Node, fx.Node]] = set()  # traces that know the present step
         self.seen: set[nn.Module] = set()  # batch norms that have seen the present step
+        self.noted: set[nn.Module] = set()  # batch norms that have seen what does not change
         self.node: Any = None  # the one that is running
 
     def simulate(self, *inputs: Tensor) -> Tensor:
@@ -80,14 +82,17 @@ class OnlineSimulation(fx.Interpreter):
         return self.run(*frames, initial_env=present).unsqueeze(0)
 
     def finish(self) -> None:
-        """After the last step: complete the gradients in `.grad`."""
-        learning = [held for held in self.held.values() if held is not None and held.value.requires_grad]
+        """After the last step: complete the gradients in `.grad`, giving back memory on the way."""
+        self.inputs.clear()
+        while self.synapses:
+            self.synapses.popitem()[1].finish()
+        learning = {node: held for node, held in self.held.items() if held is not None and held.leaf.requires_grad}
         if learning:
+            values = self._values_held()  # once more, so that what their backward pass needs was not kept all along
             torch.autograd.backward(
-                [held.value for held in learning], [held.error.to(held.value.dtype) for held in learning]
+                [values[node] for node in learning],
+                [held.error.to(values[node].dtype) for node, held in learning.items()],
             )
-        for synapse in self.synapses.values():
-            synapse.finish()
 
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
@@ -117,7 +122,7 @@ class OnlineSimulation(fx.Interpreter):
             yield
             return
         whole, share = module.momentum, module.momentum / self.timesteps
-        if module in self.seen:  # on another path, with the same values
+        if module in self.seen or module in self.noted:  # with the same values
             module.momentum = 0.0
         elif self.node not in self.constant:
             module.momentum = share / (1 - self.steps_left * share)  # what later steps will scale down
@@ -185,14 +190,22 @@ class OnlineSimulation(fx.Interpreter):
         return found
 
     def _hold(self, frames: list[Tensor]) -> None:
-        """Compute what does not change, with gradients if there are any, and keep what something else uses."""
-        self.env = dict(zip((node for node in self.graph.nodes if node.op == "placeholder"), frames, strict=True))
+        """Compute what does not change, and keep what something else uses."""
+        placeholders = (node for node in self.graph.nodes if node.op == "placeholder")
+        self.still = dict(zip(placeholders, frames, strict=True))
+        values = self._values_held()
+        self.noted = set(self.seen)
+        for node in self.constant:
+            self.held[node] = None if self.constant.issuperset(node.users) else _Held.of(values[node])
+
+    def _values_held(self) -> dict[fx.Node, Any]:
+        """The values that do not change, with their gradients."""
+        self.env = dict(self.still)
         with torch.enable_grad():  # the first step may have no backward pass of its own
             for node in self.graph.nodes:
                 if node in self.constant and node.op != "placeholder":
                     self.env[node] = self.run_node(node)
-        for node in self.constant:
-            self.held[node] = None if self.constant.issuperset(node.users) else _Held.of(self.env[node])
+        return self.env
 
 
 def _summable(value: Tensor) -> torch.dtype:
@@ -205,19 +218,17 @@ class _Held:
     """A value that does not change in time.
 
     Attributes:
-        value: with the gradient that led to it.
-        leaf: the same without.
+        leaf: the value, without what led to it.
         error: summed over the steps so far.
     """
 
-    value: Tensor
     leaf: Tensor
     error: Tensor
 
     @classmethod
     def of(cls, value: Tensor) -> "_Held":
         error = torch.zeros_like(value, dtype=_summable(value))
-        return cls(value, value.detach().requires_grad_(value.requires_grad), error)
+        return cls(value.detach().requires_grad_(value.requires_grad), error)
 
 
 class _Recall(torch.autograd.Function):

@@ -68,10 +68,11 @@ class ForwardTraces:
             if timestep in learning:
                 backward(loss)
                 total += loss.detach()
-            readout = outputs[0].detach()
+            readout, dtype = outputs[0].detach(), current.dtype
+            del current, outputs, logits, loss  # and with them all that the step's graph holds
         simulation.finish()
         assert readout is not None
-        return total, readout.to(current.dtype)
+        return total, readout.to(dtype)
 
     def _learning_steps(self, timesteps: int) -> set[int]:
         if self.one_shot:
