@@ -10,6 +10,7 @@ from hybridsnn.encoders import Encoder
 from hybridsnn.kernels import Surrogate
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 
+SYNAPSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # the modules that can carry spikes with weights
 Observer = Callable[[str, Tensor], None]
 
 

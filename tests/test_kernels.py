@@ -81,7 +81,7 @@ class Case:
 
 
 def slope_of(surrogate: str, potential: float, threshold: float, since: int) -> float:
-    """ds/dU as METHODS of each paper states it."""
+    """ds/dU as each paper states it."""
     distance = abs(potential / threshold - 1)
     return {
         "spike-time": 0.3 / threshold * math.exp(-0.01 * since),

@@ -1,7 +1,8 @@
-"""STOP and its neighbours: the recursions of METHODS written out, and autograd through time where it must agree."""
+"""STOP and its neighbours: the recursions of docs/stop.md in plain loops, and autograd where it must agree."""
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +17,7 @@ from toy_networks import CLASSES, Residual, pictures, seeded
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import Encoder
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import online, reference
+from hybridsnn.kernels import KERNELS, online, reference
 from hybridsnn.kernels.exponential import exponential
 from hybridsnn.learning import RULES, Options
 from hybridsnn.learning.stop import ForwardTraces
@@ -239,7 +240,7 @@ def test_with_leak_depth_makes_a_difference() -> None:
         assert (gradients[name] - expected[name]).abs().max() > 1e-2 * expected[name].abs().max()
 
 
-# METHODS' recursions in numpy.
+# The recursions in numpy.
 
 
 def cross_entropy_error(logits: np.ndarray, labels: np.ndarray, timesteps: int) -> np.ndarray:
@@ -360,7 +361,7 @@ def test_stop_w_is_online_training_through_time(surrogate: str) -> None:
         assert_same(learn(rule_of(name, surrogate), model, frames, labels)[2], expected)
 
 
-# METHODS' recursions for networks of any shape: autograd gives the error of one step, and only that.
+# The recursions for networks of any shape: autograd gives the error of one step, and only that.
 
 
 class Recursions:
@@ -999,7 +1000,7 @@ SHAPES = [(1, 1), (2, 1025), (5, 205), (3, 4, 1, 1), (2, 3, 5, 7), (1, 1, 4, 3),
 
 def online_run(
     currents: Tensor, threshold: Tensor, leak: Tensor, start: Tensor, into: Tensor, surrogate: Any, learn: str,
-    fast: bool,
+    kernel: str,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Steps with their backward passes: spikes, final membrane and gradients by name."""
     threshold = threshold.clone().requires_grad_("threshold" in learn)
@@ -1011,7 +1012,7 @@ def online_run(
     spikes, errors = [], []
     for current, gradient in zip(currents, into, strict=True):
         current = current.detach().requires_grad_()
-        fired = online.step(current, threshold, leak, state, surrogate, fast=fast)
+        fired = online.step(current, threshold, leak, state, surrogate, kernel=kernel)
         fired.backward(gradient)
         assert (state.membrane, state.by_threshold, state.by_leak) == kept or all(
             now is before for now, before in zip((state.membrane, state.by_threshold, state.by_leak), kept, strict=True)
@@ -1097,9 +1098,9 @@ def test_a_step_is_one_of_the_reference_scan(surrogate: str, granularity: str, l
         learned = ("threshold leak", "threshold", "leak", "")[number % 4] if number > 4 else "threshold leak"
         expected = scan_run(*inputs, SURROGATES[surrogate], learned)
         assert shape == (1, 1) or 0.05 < expected["spikes"].mean() < 0.95
-        for fast in (False, True):
-            got = online_run(*inputs, SURROGATES[surrogate], learned, fast)
-            assert_same_run(got, expected, dtype, (shape, fast))
+        for kernel in KERNELS:
+            got = online_run(*inputs, SURROGATES[surrogate], learned, kernel)
+            assert_same_run(got, expected, dtype, (shape, kernel))
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -1110,21 +1111,38 @@ def test_a_step_on_several_threads(shape: tuple[int, ...], threads: int) -> None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got = online_run(*inputs, SURROGATES["exponential"], "threshold leak", True)
+        got = online_run(*inputs, SURROGATES["exponential"], "threshold leak", "numba")
     finally:
         torch.set_num_threads(before)
     assert_same_run(got, expected, torch.float64, shape)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_the_state_is_changed_in_place_and_nothing_else_is(fast: bool) -> None:
+def test_neurons_run_the_kernel_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot run, it says so instead of another taking its place."""
+    model = model_of(three_layers(), (2, 8, 8))
+    first = next(iter(model.neurons.values()))
+    frames, labels = frames_of(3, (2, 8, 8), constant=False), labels_of(4)
+    expected = learn(rule_of("stop-wtl"), model, frames, labels)[2]
+    first.kernel = "reference"
+    assert_same(learn(rule_of("stop-wtl"), model, frames, labels)[2], expected)
+    first.kernel = "nmba"
+    with pytest.raises(ConfigError, match="kernel: unknown 'nmba'"):
+        learn(rule_of("stop-wtl"), model, frames, labels)
+    first.kernel = "numba"
+    monkeypatch.setattr("hybridsnn.kernels.KERNELS", {"numba": replace(KERNELS["numba"], supports=lambda _: False)})
+    with pytest.raises(ConfigError, match="'numba' cannot run"):
+        learn(rule_of("stop-wtl"), model, frames, labels)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_state_is_changed_in_place_and_nothing_else_is(kernel: str) -> None:
     currents, threshold, leak, start, _ = case((2, 3, 5, 7), "channel", "channels-last", torch.float32)
     before = [value.clone() for value in (currents, threshold, leak, start)]
     state = online.start(start, threshold_learns=True, leak_learns=True)
     tensors = (state.membrane, state.by_threshold, state.by_leak)
     places = [value.data_ptr() for value in tensors if value is not None]
     for current in currents:
-        online.step(current, threshold, leak, state, SURROGATES["triangle"], fast=fast)
+        online.step(current, threshold, leak, state, SURROGATES["triangle"], kernel=kernel)
     after = (state.membrane, state.by_threshold, state.by_leak)
     assert [value.data_ptr() for value in after if value is not None] == places
     assert all(torch.equal(*pair) for pair in zip(before, (currents, threshold, leak, start), strict=True))
@@ -1132,8 +1150,8 @@ def test_the_state_is_changed_in_place_and_nothing_else_is(fast: bool) -> None:
     assert state.by_threshold is not None and state.by_threshold.min() < -1
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_halves_meet_membranes_in_single_precision(fast: bool) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_halves_meet_membranes_in_single_precision(kernel: str) -> None:
     currents, threshold, leak, start, into = case((2, 3, 5, 7), "channel", "contiguous", torch.float32)
     coarse = currents.to(torch.bfloat16)
     state = online.start(start, threshold_learns=True, leak_learns=True)
@@ -1141,10 +1159,12 @@ def test_halves_meet_membranes_in_single_precision(fast: bool) -> None:
     threshold.requires_grad_()
     for current, gradient in zip(coarse, into.to(torch.bfloat16), strict=True):
         current = current.detach().requires_grad_()
-        spikes = online.step(current, threshold, leak, state, SURROGATES["exponential"], fast=fast)
+        spikes = online.step(current, threshold, leak, state, SURROGATES["exponential"], kernel=kernel)
         spikes.backward(gradient)
         assert spikes.dtype == current.grad.dtype == torch.bfloat16
-        twin = online.step(current.detach().float(), threshold, leak, expected, SURROGATES["exponential"], fast=fast)
+        twin = online.step(
+            current.detach().float(), threshold, leak, expected, SURROGATES["exponential"], kernel=kernel
+        )
         assert torch.equal(spikes.float(), twin) and torch.equal(state.membrane, expected.membrane)
     assert state.membrane.dtype == torch.float32 and threshold.grad is not None
 

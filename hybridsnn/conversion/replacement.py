@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 
 from hybridsnn.conversion.preparation import (
     DROPOUTS,
-    SYNAPSES,
     add_module,
     is_sum,
     module_of,
@@ -16,6 +15,7 @@ from hybridsnn.conversion.preparation import (
     record_shapes,
 )
 from hybridsnn.errors import ConversionError
+from hybridsnn.model import SYNAPSES
 from hybridsnn.neurons import SharedDropout, SpikingNeuron
 
 GRANULARITIES = {

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hybridsnn.conversion.preparation import BATCH_NORMS, SYNAPSES, is_sum, module_of
+from hybridsnn.conversion.preparation import BATCH_NORMS, is_sum, module_of
 from hybridsnn.conversion.replacement import Weighting, alignments, summands
 from hybridsnn.errors import ConversionError
+from hybridsnn.model import SYNAPSES
 from hybridsnn.neurons import SpikingNeuron
 
 

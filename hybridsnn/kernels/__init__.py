@@ -50,7 +50,7 @@ def scan(
     surrogate: Surrogate | None = None,
     kernel: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a layer of neurons over time (METHODS of the neuron: integrate, fire, reset).
+    """Run a layer of neurons over time: integrate, fire, reset.
 
         U[t] = leak * V[t-1] + I[t],   s[t] = 1 if U[t] >= threshold else 0
         V[t] = U[t] - threshold * s[t]   (soft reset)   or   U[t] * (1 - s[t])   (hard reset)
@@ -73,20 +73,29 @@ def scan(
     Raises:
         ConfigError: if the kernel is unknown or cannot run these tensors.
     """
-    if kernel == "auto":
-        chosen = KERNELS["numba"] if cpu.supports(current) else KERNELS["reference"]
-    else:
-        chosen = look_up(KERNELS, kernel, "kernel")
-        if not chosen.supports(current):
-            raise ConfigError(
-                f"kernel: '{kernel}' cannot run {current.dtype} on {current.device.type}; use 'auto' or 'reference'"
-            )
+    chosen = choose(kernel, current)
     # Membranes are float32 or wider, whatever the synapses run in.
     wide = current if current.dtype in (torch.float32, torch.float64) else current.float()
     spikes, membrane, since_spike = chosen.scan(
         wide, threshold.to(wide.dtype), leak.to(wide.dtype), membrane, since_spike, hard_reset, surrogate
     )
     return spikes.to(current.dtype), membrane, since_spike
+
+
+def choose(kernel: str, current: Tensor) -> Kernel:
+    """The kernel for such currents: the fastest one for "auto", else the one that is named.
+
+    Raises:
+        ConfigError: if the kernel is unknown or cannot run these tensors.
+    """
+    if kernel == "auto":
+        return KERNELS["numba"] if cpu.supports(current) else KERNELS["reference"]
+    chosen = look_up(KERNELS, kernel, "kernel")
+    if not chosen.supports(current):
+        raise ConfigError(
+            f"kernel: '{kernel}' cannot run {current.dtype} on {current.device.type}; use 'auto' or 'reference'"
+        )
+    return chosen
 
 
 KERNELS = {

@@ -3,7 +3,7 @@
     U = leak * V' + I,   s = 1 if U >= threshold else 0,   V = U - threshold * s          (V': V of the step before)
     dV/dthreshold = leak * (dV/dthreshold)' - s,   dV/dleak = leak * (dV/dleak)' + V'
 
-with the spikes of the reset taken as constants. In the notation of STOP (METHODS of the learning rule) the trace of the
+with the spikes of the reset taken as constants. In the notation of STOP (docs/stop.md) the trace of the
 threshold is `dV/dthreshold + s` and that of the leak is `dV/dleak`; `U` is `V + threshold * s`. So the state after
 the reset is all that the backward pass of the same step needs, and nothing else is kept.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridsnn.kernels import cpu
+from hybridsnn.kernels import choose, cpu
 from hybridsnn.kernels.exponential import exponential
 from hybridsnn.kernels.reference import broadcast
 from hybridsnn.kernels.threads import over_ranges
@@ -58,7 +58,13 @@ def start(membrane: Tensor, *, threshold_learns: bool, leak_learns: bool) -> Onl
 
 
 def step(
-    current: Tensor, threshold: Tensor, leak: Tensor, state: OnlineState, surrogate: "Surrogate", *, fast: bool = True
+    current: Tensor,
+    threshold: Tensor,
+    leak: Tensor,
+    state: OnlineState,
+    surrogate: "Surrogate",
+    *,
+    kernel: str = "auto",
 ) -> Tensor:
     """One step of a layer of neurons; its backward pass gives STOP's gradients of this step.
 
@@ -71,12 +77,15 @@ def step(
         leak: `[]`.
         state: after the step before; is changed in place. Of the type of the currents, float32 at least.
         surrogate: gives `ds/dU`; one of the distance to the threshold.
-        fast: False takes plain PyTorch, the definition, on the CPU too.
+        kernel: "auto", or a name in `hybridsnn.kernels.KERNELS`.
 
     Returns:
         spikes `[B, *N]`, 0 or 1, in the type of `current`.
+
+    Raises:
+        ConfigError: if the kernel is unknown or cannot run these tensors.
     """
-    backend = _Compiled if fast and current.device.type == "cpu" else _Plain
+    backend = _Compiled if choose(kernel, current).name == "numba" else _Plain
     # Membranes are float32 or wider, whatever the synapses run in.
     wide = current.to(state.membrane.dtype)
     return backend.apply(wide, threshold, leak, state, surrogate).to(current.dtype)

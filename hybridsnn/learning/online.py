@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hybridsnn.errors import ConfigError
 from hybridsnn.kernels import online
-from hybridsnn.learning.synapses import SYNAPSES, LearningSynapse, Scale, Transmit, learning_synapse
+from hybridsnn.learning.synapses import LearningSynapse, Scale, Transmit, learning_synapse
+from hybridsnn.model import SYNAPSES
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 from hybridsnn.surrogates import Surrogate
 
@@ -25,7 +26,8 @@ class OnlineSimulation(fx.Interpreter):
     the scale and shift of a batch norm: exact for a shift, and for a scale if the normalised current is constant.
 
     A value that does not change in time, such as a directly coded image and its currents, is computed in the first
-    step only. The errors it gets, times the trace of an input of 1, are summed, and go back through it in `finish`.
+    step. The errors it gets, times the trace of an input of 1, are summed, and go back through it in `finish`, which
+    computes it once more rather than keep what its backward pass needs.
 
     Args:
         body: the captured graph of a spiking network.
@@ -139,7 +141,9 @@ class OnlineSimulation(fx.Interpreter):
                 threshold_learns=neuron.threshold.requires_grad,
                 leak_learns=neuron.leak.requires_grad,
             )
-        return online.step(current, neuron.threshold, neuron.leak, self.states[name], self.surrogate)
+        return online.step(
+            current, neuron.threshold, neuron.leak, self.states[name], self.surrogate, kernel=neuron.kernel
+        )
 
     def _transmit(self, name: str, module: Any, input: Tensor) -> Tensor:  # named as every synapse names it
         trace = self._trace(input.detach())

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from hybridsnn.kernels import convolution
 
-SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
 
 class LearningSynapse:
     """A synapse during one run; what each step contributes is added to `.grad` of its weight and bias.
