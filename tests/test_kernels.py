@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import KERNELS, scan
+from hybridsnn.kernels import KERNELS, reference, scan
 from hybridsnn.neurons import NEVER, RESETS, SpikingNeuron
 from hybridsnn.surrogates import SURROGATES, Surrogate
 
 SHAPES = [(1, 1, 1), (7, 1, 63), (3, 5, 205), (4, 2, 1025), (6, 2, 3, 5, 7), (5, 3, 1, 4, 3), (4, 2, 8, 1, 1)]
 GRANULARITIES = ["layer", "channel", "neuron"]
 MEMORY = ["contiguous", "channels-last", "constant in time"]
-FAST = [name for name in KERNELS if name != "reference"]
 
 
 @pytest.fixture(autouse=True)
@@ -69,9 +68,13 @@ class Case:
         floats = {
             name: getattr(self, name).detach().requires_grad_() for name in ("current", "threshold", "leak", "membrane")
         }
-        spikes, membrane, since = scan(
-            **floats, since_spike=self.since_spike, hard_reset=reset == "hard", surrogate=surrogate, kernel=kernel
-        )
+        if kernel == "definition":
+            outputs = reference.scan(*floats.values(), self.since_spike, reset == "hard", surrogate)
+        else:
+            outputs = scan(
+                **floats, since_spike=self.since_spike, hard_reset=reset == "hard", surrogate=surrogate, kernel=kernel
+            )
+        spikes, membrane, since = outputs
         results = {"spikes": spikes, "final membrane": membrane, "final since_spike": since}
         loss = (spikes * self.into_spikes).sum() + (membrane * self.into_membrane).sum()
         if surrogate is not None:
@@ -97,7 +100,7 @@ def test_the_definition_is_the_equations(surrogate: str, reset: str) -> None:
     """One neuron at a time, in Python's own numbers: forward recursion, then the error's recursion backward."""
     steps, batch, neurons = shape = (9, 2, 6)
     case = Case.random(shape, "neuron", "contiguous", seed=3)
-    results = case.run("reference", reset, SURROGATES[surrogate])
+    results = case.run("definition", reset, SURROGATES[surrogate])
     leak_gradient, threshold_gradient = np.zeros(neurons), np.zeros(neurons)
     for b in range(batch):
         for n in range(neurons):
@@ -134,7 +137,7 @@ def test_the_definition_is_the_equations(surrogate: str, reset: str) -> None:
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("kernel", FAST)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_is_the_definition(
     kernel: str, granularity: str, memory: str, reset: str, surrogate: str | None
 ) -> None:
@@ -142,7 +145,7 @@ def test_every_kernel_is_the_definition(
     for shape in SHAPES:
         case = Case.random(shape, granularity, memory)
         chosen = None if surrogate is None else SURROGATES[surrogate]
-        expected, got = case.run("reference", reset, chosen), case.run(kernel, reset, chosen)
+        expected, got = case.run("definition", reset, chosen), case.run(kernel, reset, chosen)
         assert got.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(
@@ -152,23 +155,48 @@ def test_every_kernel_is_the_definition(
         assert set(got["spikes"].unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bits_are_the_spikes(kernel: str, memory: str, dtype: torch.dtype, overwrite: bool) -> None:
+    """In whole bytes, the unused bits 0; in the memory order of the currents, whose memory may be used again."""
+    for shape in [*SHAPES, (8, 1, 5), (17, 2, 4, 3, 3)]:
+        case = Case.random(shape, "channel", memory)
+        current = case.current.to(dtype)  # stays constant in time in memory too
+        wide = torch.promote_types(dtype, torch.float32)
+        inputs = (case.threshold.to(wide), case.leak.to(wide), case.membrane.to(wide), case.since_spike, False)
+        expected = reference.scan(current, *inputs, None)
+        spikes, membrane, _, bits, potentials = KERNELS[kernel].forward(
+            current.clone(memory_format=torch.preserve_format), *inputs, pack=True, potentials=True, overwrite=overwrite
+        )
+        assert spikes.dtype == dtype and torch.equal(spikes, expected[0])
+        assert bits.dtype == torch.uint8 and bits.shape == (math.ceil(shape[0] / 8), *shape[1:])
+        assert torch.equal(KERNELS[kernel].unpack(bits, shape[0], dtype), spikes)
+        assert torch.equal(reference.unpack(bits, 8 * len(bits), dtype).sum(0), spikes.sum(0))
+        assert potentials.dtype == wide
+        level = reference.broadcast(inputs[0], current)
+        assert torch.equal(potentials >= level, spikes > 0)
+        torch.testing.assert_close(potentials[-1] - level * spikes[-1].to(wide), membrane)
+
+
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("shape", ["spike-time", "triangle", "exponential"])
-@pytest.mark.parametrize("kernel", FAST)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_knows_surrogates_of_a_user_s_own(kernel: str, shape: str, relative: bool) -> None:
     surrogate = Surrogate("own", "", shape, height=0.7, decay=0.1, relative=relative)
     case = Case.random(SHAPES[0], "channel", "contiguous")
-    expected, got = case.run("reference", "soft", surrogate), case.run(kernel, "soft", surrogate)
+    expected, got = case.run("definition", "soft", surrogate), case.run(kernel, "soft", surrogate)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 40003), (2, 3, 5, 61, 67)])
 @pytest.mark.parametrize("threads", [2, 3])
-@pytest.mark.parametrize("kernel", FAST)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_is_the_definition_on_several_threads(kernel: str, threads: int, shape: tuple[int, ...]) -> None:
     case = Case.random(shape, "channel", "channels-last")
-    expected = case.run("reference", "soft", SURROGATES["linear"])
+    expected = case.run("definition", "soft", SURROGATES["linear"])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     got = case.run(kernel, "soft", SURROGATES["linear"])
@@ -188,7 +216,7 @@ def test_spikes_in_single_precision_are_exact_where_sums_are(kernel: str, reset:
         rows = case.current[:1] if memory == "constant in time" else case.current
         case.current = ((rows * 256).round() / 256).expand(shape)
         case.leak = torch.full((), 0.5)
-        wide = case.run("reference", reset, None)
+        wide = case.run("definition", reset, None)
         for name in ("current", "threshold", "leak", "membrane"):
             setattr(case, name, getattr(case, name).float())
         if memory == "constant in time":
@@ -202,7 +230,7 @@ def test_spikes_in_single_precision_are_exact_where_sums_are(kernel: str, reset:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_gradients_in_single_precision(kernel: str) -> None:
     case = Case.random((6, 2, 3, 5, 7), "channel", "channels-last")
-    wide = {name: case.run("reference", "soft", surrogate) for name, surrogate in SURROGATES.items()}
+    wide = {name: case.run("definition", "soft", surrogate) for name, surrogate in SURROGATES.items()}
     for name in ("current", "threshold", "leak", "membrane", "into_spikes", "into_membrane"):
         setattr(case, name, getattr(case, name).float())
     for name, surrogate in SURROGATES.items():

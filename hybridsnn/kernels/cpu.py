@@ -1,13 +1,15 @@
 """The neuron scan on a CPU: each block of neurons runs through all of time while it is in cache."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 import torch
+from numba import extending, types
 from torch import Tensor
 
+from hybridsnn.kernels.exponential import exponential
+from hybridsnn.kernels.layout import Layout
 from hybridsnn.kernels.threads import over_ranges
 
 if TYPE_CHECKING:
@@ -42,6 +44,49 @@ def spread(parameter, group, start, values):  # type: ignore[no-untyped-def]
             left = group
 
 
+# bfloat16, which numpy lacks, is handed to the loops as 16-bit words: the upper half of a float32.
+def _widened(row: Any, buffer: Any) -> Any:
+    """A row as floats: itself, or bfloat16 widened into the buffer."""
+    raise NotImplementedError  # for compiled code only
+
+
+def _narrowed(flags: Any, row: Any) -> None:
+    """Write zeros and ones to a row of floats, or of bfloat16."""
+    raise NotImplementedError
+
+
+@extending.overload(_widened)
+def _compile_widened(row, buffer):  # type: ignore[no-untyped-def]
+    if row.dtype != types.uint16:
+        return lambda row, buffer: row
+
+    def widen(row, buffer):  # type: ignore[no-untyped-def]
+        words = buffer.view(np.uint32)
+        for i in range(row.size):
+            words[i] = np.uint32(row[i]) << np.uint32(16)
+        return buffer
+
+    return widen
+
+
+@extending.overload(_narrowed)
+def _compile_narrowed(flags, row):  # type: ignore[no-untyped-def]
+    if row.dtype != types.uint16:
+
+        def copy(flags, row):  # type: ignore[no-untyped-def]
+            for i in range(row.size):
+                row[i] = flags[i]
+
+        return copy
+
+    def narrow(flags, row):  # type: ignore[no-untyped-def]
+        words = flags.view(np.uint32)
+        for i in range(row.size):
+            row[i] = np.uint16(words[i] >> np.uint32(16))
+
+    return narrow
+
+
 @numba.njit(cache=True, nogil=True)
 def _forward(  # type: ignore[no-untyped-def]
     begin,
@@ -55,25 +100,29 @@ def _forward(  # type: ignore[no-untyped-def]
     since,
     hard,
     spikes,
+    bits,
     potentials,
     final_membrane,
     final_since,
 ):
+    """Spikes may be the memory of the currents: each row is read before it is written."""
     steps = spikes.shape[0]
-    zero, one = spikes.dtype.type(0), spikes.dtype.type(1)
+    zero, one = membrane.dtype.type(0), membrane.dtype.type(1)
     for low in range(begin, end, BLOCK):
         high = min(end, low + BLOCK)
         size = high - low
-        level = np.empty(size, current.dtype)
-        keep = np.empty(size, current.dtype)
+        level = np.empty(size, membrane.dtype)
+        keep = np.empty(size, membrane.dtype)
         spread(threshold, threshold_group, low, level)
         spread(leak, leak_group, low, keep)
         rest = membrane[low:high].copy()
-        clock = since[low:high].astype(spikes.dtype)  # counts as floats, which fill the same vectors as the membranes
+        clock = since[low:high].astype(membrane.dtype)  # counts as floats, which fill the same vectors as the membranes
+        wide = np.empty(size, membrane.dtype)
+        out = np.empty(size, membrane.dtype)
+        byte = np.zeros(size, membrane.dtype)
         for t in range(steps):
             # A current that is the same at every step comes as a single row.
-            row = current[t if current.shape[0] > 1 else 0, low:high]
-            out = spikes[t, low:high]
+            row = _widened(current[t if current.shape[0] > 1 else 0, low:high], wide)
             if potentials.shape[0] > 0:
                 potential = potentials[t, low:high]
                 for i in range(size):
@@ -93,6 +142,16 @@ def _forward(  # type: ignore[no-untyped-def]
                     out[i] = one if fired else zero
                     rest[i] = value - (level[i] if fired else zero)
                     clock[i] = one if fired else clock[i] + one
+            _narrowed(out, spikes[t, low:high])
+            if bits.shape[0] > 0:
+                weight = membrane.dtype.type(1 << (t & 7))
+                for i in range(size):
+                    byte[i] += weight * out[i]
+                if t & 7 == 7 or t == steps - 1:
+                    word = bits[t >> 3, low:high]
+                    for i in range(size):
+                        word[i] = np.uint8(byte[i])
+                        byte[i] = zero
         final_membrane[low:high] = rest
         final_since[low:high] = clock
 
@@ -103,7 +162,7 @@ def _backward(  # type: ignore[no-untyped-def]
     end,
     grad_spikes,
     grad_final,
-    spikes,
+    bits,
     potentials,
     threshold,
     threshold_group,
@@ -121,13 +180,15 @@ def _backward(  # type: ignore[no-untyped-def]
     grad_threshold,
     grad_leak,
 ):
-    steps = spikes.shape[0]
-    zero, one, first = spikes.dtype.type(0), spikes.dtype.type(1), np.int32(1)
+    steps = grad_current.shape[0]
+    zero, one = grad_current.dtype.type(0), grad_current.dtype.type(1)
     for low in range(begin, end, BLOCK):
         high = min(end, low + BLOCK)
         size = high - low
-        level = np.empty(size, grad_spikes.dtype)
-        keep = np.empty(size, grad_spikes.dtype)
+        level = np.empty(size, grad_current.dtype)
+        keep = np.empty(size, grad_current.dtype)
+        slope = np.empty(size, grad_current.dtype)
+        spike = np.empty(size, grad_current.dtype)
         spread(threshold, threshold_group, low, level)
         spread(leak, leak_group, low, keep)
         width = level if relative else np.ones_like(level)
@@ -135,98 +196,77 @@ def _backward(  # type: ignore[no-untyped-def]
         # Forward in time: the gradient that enters the membrane at each step, spike gradient times slope.
         clock = since[low:high].copy()
         for t in range(steps):
-            incoming = grad_spikes[t, low:high]
-            entering = grad_current[t, low:high]
-            spike = spikes[t, low:high]
             if shape == 0:
+                word, place = bits[t >> 3, low:high], np.uint8(t & 7)
                 for i in range(size):
-                    entering[i] = incoming[i] * (scale[i] * table[clock[i]])
-                    clock[i] = first if spike[i] > zero else clock[i] + first
+                    slope[i] = scale[i] * table[clock[i]]
+                    fired = (word[i] >> place) & np.uint8(1)
+                    clock[i] = np.int32(1) if fired else clock[i] + np.int32(1)
             else:
                 potential = potentials[t, low:high]
-                for i in range(size):
-                    distance = abs(potential[i] - level[i]) / width[i]
-                    slope = max(zero, one - distance) if shape == 1 else math.exp(-distance)
-                    entering[i] = incoming[i] * (scale[i] * slope)
+                if shape == 1:
+                    for i in range(size):
+                        slope[i] = scale[i] * max(zero, one - abs(potential[i] - level[i]) / width[i])
+                else:
+                    for i in range(size):
+                        slope[i] = scale[i] * exponential(-abs(potential[i] - level[i]) / width[i])
+            incoming, entering = grad_spikes[t, low:high], grad_current[t, low:high]
+            for i in range(size):
+                entering[i] = incoming[i] * slope[i]
         # Backward in time: the leak carries it to earlier steps. The reset is not differentiated.
         carried = grad_final[low:high].copy()
+        per_threshold = np.zeros(size, grad_current.dtype)
         for t in range(steps - 1, -1, -1):
             entering = grad_current[t, low:high]
-            spike = spikes[t, low:high]
-            per_threshold = grad_threshold[low:high]
+            if hard or grad_threshold.size > 0:
+                _spikes_of(bits, t, low, spike)
+            if grad_threshold.size > 0:
+                if hard:
+                    for i in range(size):
+                        per_threshold[i] -= entering[i]
+                else:
+                    for i in range(size):
+                        per_threshold[i] -= entering[i] + carried[i] * spike[i]
             if hard:
                 for i in range(size):
-                    per_threshold[i] -= entering[i]
                     entering[i] += carried[i] * (one - spike[i])
                     carried[i] = keep[i] * entering[i]
             else:
                 for i in range(size):
-                    per_threshold[i] -= entering[i] + carried[i] * spike[i]
                     entering[i] += carried[i]
                     carried[i] = keep[i] * entering[i]
-            if potentials.shape[0] > 0:
-                for i in range(size):
-                    if t == 0:
-                        before = membrane[low + i]
-                    elif hard:
-                        before = potentials[t - 1, low + i] * (1 - spikes[t - 1, low + i])
-                    else:
-                        before = potentials[t - 1, low + i] - level[i] * spikes[t - 1, low + i]
-                    grad_leak[low + i] += entering[i] * before
+            if grad_leak.size > 0:
+                if t == 0:
+                    for i in range(size):
+                        grad_leak[low + i] += entering[i] * membrane[low + i]
+                else:
+                    _spikes_of(bits, t - 1, low, spike)
+                    before = potentials[t - 1, low:high]
+                    for i in range(size):
+                        lost = before[i] * spike[i] if hard else level[i] * spike[i]
+                        grad_leak[low + i] += entering[i] * (before[i] - lost)
         grad_membrane[low:high] = carried
+        if grad_threshold.size > 0:
+            grad_threshold[low:high] = per_threshold
 
 
-def reduce_to(values: Tensor, parameter: Tensor) -> Tensor:
-    """Sum values `[B, *N]` over the neurons that share a parameter `[]`, `[channels]` or `[*N]`."""
-    if parameter.dim() == 0:
-        return values.sum()
-    return values.sum(dim=[0, *range(2, values.dim())] if parameter.dim() == 1 else 0)
+@numba.njit(cache=True, nogil=True)
+def _spikes_of(bits, t, low, spike):  # type: ignore[no-untyped-def]
+    """The spikes of the neurons low, low + 1, ... at step t, as floats."""
+    word, place = bits[t >> 3], np.uint8(t & 7)
+    for i in range(spike.size):
+        spike[i] = (word[low + i] >> place) & np.uint8(1)
 
 
-class Layout:
-    """How the neurons of a tensor `[T, B, *N]` lie in memory, so that no path has to reorder them."""
-
-    def __init__(self, current: Tensor):
-        strides = current.stride()[2:]
-        # The features of one sample, from the slowest to the fastest: (0, 1, 2), or (1, 2, 0) in channels-last.
-        self.order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
-        self.steps = current.shape[0]
-        self.sample = tuple(current.shape[2:])
-
-    def rows(self, values: Tensor) -> Tensor:
-        """`[T, B, *N]` as `[T, neurons]` in memory order; a tensor that is constant in time gives one row."""
-        if values.shape[0] > 1 and values.stride(0) == 0:
-            values = values[:1]
-        return values.permute(0, 1, *(axis + 2 for axis in self.order)).reshape(values.shape[0], -1).contiguous()
-
-    def row(self, values: Tensor) -> Tensor:
-        """`[B, *N]` as `[neurons]` in memory order."""
-        return self.rows(values.unsqueeze(0))[0]
-
-    def restore(self, rows: Tensor) -> Tensor:
-        """The inverse of `rows`: `[T, neurons]` as a view `[T, B, *N]`."""
-        permuted = rows.view(rows.shape[0], -1, *(self.sample[axis] for axis in self.order))
-        back = [2 + self.order.index(axis) for axis in range(len(self.order))]
-        return permuted.permute(0, 1, *back)
-
-    def group(self, parameter: Tensor) -> tuple[Tensor, int]:
-        """A parameter as a flat tensor, and how many neighbouring neurons share each of its entries."""
-        if parameter.dim() == 0:
-            return parameter.view(1), 1
-        if parameter.dim() == 1:
-            return parameter, math.prod(self.sample[axis] for axis in self.order[self.order.index(0) + 1 :])
-        return parameter.permute(self.order).reshape(-1), 1
-
-    def ungroup(self, values: Tensor, parameter: Tensor) -> Tensor:
-        """The inverse of `group`: one value for each entry of a parameter, in the parameter's own shape."""
-        if parameter.dim() < 2:
-            return values.view(parameter.shape)
-        back = [self.order.index(axis) for axis in range(len(self.order))]
-        return values.view([self.sample[axis] for axis in self.order]).permute(back)
-
-    def reduce(self, per_neuron: Tensor, parameter: Tensor) -> Tensor:
-        """Sum gradients `[neurons]` over the neurons that share a parameter."""
-        return reduce_to(self.restore(per_neuron.unsqueeze(0))[0], parameter)
+@numba.njit(cache=True, nogil=True)
+def _unpack(begin, end, bits, spikes):  # type: ignore[no-untyped-def]
+    row = np.empty(BLOCK, np.float32)
+    for low in range(begin, end, BLOCK):
+        high = min(end, low + BLOCK)
+        for t in range(spikes.shape[0]):
+            flags = row[: high - low]
+            _spikes_of(bits, t, low, flags)
+            _narrowed(flags, spikes[t, low:high])
 
 
 def _worth_a_thread(steps: int) -> int:
@@ -234,93 +274,106 @@ def _worth_a_thread(steps: int) -> int:
     return BLOCK * max(1, THREAD // (BLOCK * steps))
 
 
-def _run(
-    current: Tensor, threshold: Tensor, leak: Tensor, membrane: Tensor, since: Tensor, hard: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Forward pass: spikes `[T, B, *N]`, final membrane and clock `[B, *N]`, membranes `[T or 0, neurons]`."""
-    layout = Layout(current)
-    rows = layout.rows(current.detach())
-    level, level_group = layout.group(threshold.detach())
-    decay, decay_group = layout.group(leak.detach())
-    neurons = rows.shape[1]
-    spikes = torch.empty(layout.steps, neurons, dtype=rows.dtype)
-    potentials = torch.empty(layout.steps if keep else 0, neurons, dtype=rows.dtype)
-    final_membrane = torch.empty(neurons, dtype=rows.dtype)
-    final_since = torch.empty(neurons, dtype=torch.int32)
-    over_ranges(
-        _forward, neurons, _worth_a_thread(layout.steps),
-        rows.numpy(), level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
-        layout.row(membrane.detach()).numpy(), layout.row(since).numpy(), hard,
-        spikes.numpy(), potentials.numpy(), final_membrane.numpy(), final_since.numpy(),
-    )  # fmt: skip
-    return (
-        layout.restore(spikes),
-        layout.restore(final_membrane.unsqueeze(0))[0],
-        layout.restore(final_since.unsqueeze(0))[0],
-        potentials,
-    )
+def _array(values: Tensor) -> Any:
+    """A tensor's memory as a numpy array."""
+    return values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
 
 
-class _Scan(torch.autograd.Function):
-    """The scan with its gradients. The spike-time surrogate keeps spikes only, the others the membranes too."""
-
-    @staticmethod
-    def forward(ctx: Any, current: Tensor, threshold: Tensor, leak: Tensor, membrane: Tensor, since: Tensor,
-                hard: bool, surrogate: "Surrogate") -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        keep = surrogate.needs_membrane or ctx.needs_input_grad[2]
-        spikes, final_membrane, final_since, potentials = _run(current, threshold, leak, membrane, since, hard, keep)
-        ctx.save_for_backward(spikes, potentials, threshold, leak, membrane if keep else None, since)
-        ctx.hard, ctx.surrogate = hard, surrogate
-        ctx.mark_non_differentiable(final_since)
-        return spikes, final_membrane, final_since
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        spikes, potentials, threshold, leak, membrane, since = ctx.saved_tensors
-        surrogate = ctx.surrogate
-        layout = Layout(spikes)
-        level, level_group = layout.group(threshold.detach())
-        decay, decay_group = layout.group(leak.detach())
-        spike_rows = layout.rows(spikes)
-        incoming = gradients[0].contiguous() if gradients[0].stride(0) == 0 else gradients[0]  # a row for each step
-        clock = layout.row(since)
-        start = layout.row(membrane) if membrane is not None else torch.zeros(0, dtype=spike_rows.dtype)
-        table = torch.zeros(1, dtype=spike_rows.dtype)
-        if surrogate.shape == "spike-time":
-            intervals = torch.arange(int(clock.max()) + layout.steps + 1, dtype=torch.float64)
-            table = torch.exp(-surrogate.decay * intervals).to(spike_rows.dtype)
-        grad_current = torch.empty_like(spike_rows)
-        grad_membrane = torch.empty_like(spike_rows[0])
-        grad_threshold, grad_leak = torch.zeros_like(grad_membrane), torch.zeros_like(grad_membrane)
-        over_ranges(
-            _backward, spike_rows.shape[1], _worth_a_thread(layout.steps),
-            layout.rows(incoming).numpy(), layout.row(gradients[1]).numpy(), spike_rows.numpy(), potentials.numpy(),
-            level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
-            start.numpy(), clock.numpy(), ctx.hard, SHAPES[surrogate.shape],
-            spike_rows.numpy().dtype.type(surrogate.height), surrogate.relative, table.numpy(),
-            grad_current.numpy(), grad_membrane.numpy(), grad_threshold.numpy(), grad_leak.numpy(),
-        )  # fmt: skip
-        return (
-            layout.restore(grad_current),
-            layout.reduce(grad_threshold, threshold) if ctx.needs_input_grad[1] else None,
-            layout.reduce(grad_leak, leak) if ctx.needs_input_grad[2] else None,
-            layout.restore(grad_membrane.unsqueeze(0))[0] if ctx.needs_input_grad[3] else None,
-            None,
-            None,
-            None,
-        )
-
-
-def scan(
+def forward(
     current: Tensor,
     threshold: Tensor,
     leak: Tensor,
     membrane: Tensor,
     since_spike: Tensor,
     hard_reset: bool,
-    surrogate: "Surrogate | None",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `hybridsnn.kernels.scan`."""
-    if surrogate is None or not torch.is_grad_enabled():
-        return _run(current, threshold, leak, membrane, since_spike, hard_reset, keep=False)[:3]
-    return _Scan.apply(current, threshold, leak, membrane, since_spike, hard_reset, surrogate)
+    *,
+    pack: bool = False,
+    potentials: bool = False,
+    overwrite: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """See `hybridsnn.kernels.Kernel`."""
+    layout, dtype = Layout(current), current.dtype
+    if dtype == torch.float16:
+        current = current.float()
+    rows = layout.rows(current)
+    wide = torch.promote_types(current.dtype, torch.float32)
+    level, level_group = layout.group(threshold.to(wide))
+    decay, decay_group = layout.group(leak.to(wide))
+    steps, neurons = layout.steps, rows.shape[1]
+    spikes = rows if overwrite and len(rows) == steps else torch.empty(steps, neurons, dtype=rows.dtype)
+    bits = torch.empty((steps + 7) // 8 if pack else 0, neurons, dtype=torch.uint8)
+    kept = torch.empty(steps if potentials else 0, neurons, dtype=wide)
+    final_membrane, final_since = torch.empty(neurons, dtype=wide), torch.empty(neurons, dtype=torch.int32)
+    over_ranges(
+        _forward, neurons, _worth_a_thread(steps),
+        _array(rows), level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
+        layout.row(membrane).to(wide).numpy(), layout.row(since_spike).numpy(), hard_reset,
+        _array(spikes), bits.numpy(), kept.numpy(), final_membrane.numpy(), final_since.numpy(),
+    )  # fmt: skip
+    return (
+        layout.restore(spikes).to(dtype),
+        layout.restore(final_membrane.unsqueeze(0))[0],
+        layout.restore(final_since.unsqueeze(0))[0],
+        layout.restore(bits) if pack else None,
+        layout.restore(kept) if potentials else None,
+    )
+
+
+def backward(
+    grad_spikes: Tensor,
+    grad_membrane: Tensor | None,
+    bits: Tensor,
+    potentials: Tensor | None,
+    threshold: Tensor,
+    leak: Tensor,
+    membrane: Tensor | None,
+    since_spike: Tensor,
+    hard_reset: bool,
+    surrogate: "Surrogate",
+    *,
+    learns_threshold: bool,
+    learns_leak: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """See `hybridsnn.kernels.Kernel`."""
+    layout = Layout(bits)
+    wide = torch.promote_types(grad_spikes.dtype, torch.float32)
+    level, level_group = layout.group(threshold.to(wide))
+    decay, decay_group = layout.group(leak.to(wide))
+    clock = layout.row(since_spike)
+    steps, neurons = len(grad_spikes), len(clock)
+    if grad_spikes.stride(0) == 0:
+        grad_spikes = grad_spikes.contiguous()  # a row for each step
+    nothing = torch.empty(0, dtype=wide)
+    table = nothing
+    if surrogate.shape == "spike-time":
+        intervals = torch.arange(int(clock.max()) + steps + 1, dtype=torch.float64)
+        table = torch.exp(-surrogate.decay * intervals).to(wide)
+    incoming = torch.zeros(neurons, dtype=wide) if grad_membrane is None else layout.row(grad_membrane).to(wide)
+    kept = torch.empty(0, neurons, dtype=wide) if potentials is None else layout.rows(potentials).to(wide)
+    grad_current = torch.empty(steps, neurons, dtype=wide)
+    grad_start = torch.empty(neurons, dtype=wide)
+    grad_threshold = torch.empty(neurons if learns_threshold else 0, dtype=wide)
+    grad_leak = torch.zeros(neurons if learns_leak else 0, dtype=wide)
+    over_ranges(
+        _backward, neurons, _worth_a_thread(steps),
+        layout.rows(grad_spikes).to(wide).numpy(), incoming.numpy(), layout.rows(bits).numpy(), kept.numpy(),
+        level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
+        (layout.row(membrane).to(wide) if learns_leak and membrane is not None else nothing).numpy(), clock.numpy(),
+        hard_reset, SHAPES[surrogate.shape], table.numpy().dtype.type(surrogate.height), surrogate.relative,
+        table.numpy(), grad_current.numpy(), grad_start.numpy(), grad_threshold.numpy(), grad_leak.numpy(),
+    )  # fmt: skip
+    return (
+        layout.restore(grad_current).to(grad_spikes.dtype),
+        layout.restore(grad_start.unsqueeze(0))[0],
+        layout.reduce(grad_threshold, threshold).to(threshold.dtype) if learns_threshold else None,
+        layout.reduce(grad_leak, leak).to(leak.dtype) if learns_leak else None,
+    )
+
+
+def unpack(bits: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """See `hybridsnn.kernels.Kernel`."""
+    layout = Layout(bits)
+    rows = layout.rows(bits)
+    spikes = torch.empty(steps, rows.shape[1], dtype=torch.float32 if dtype == torch.float16 else dtype)
+    over_ranges(_unpack, rows.shape[1], _worth_a_thread(steps), rows.numpy(), _array(spikes))
+    return layout.restore(spikes).to(dtype)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hybridsnn.kernels import choose, cpu
 from hybridsnn.kernels.exponential import exponential
+from hybridsnn.kernels.layout import Layout, reduce_to
 from hybridsnn.kernels.reference import broadcast
 from hybridsnn.kernels.threads import over_ranges
 
@@ -43,7 +44,7 @@ class OnlineState:
 
 def start(membrane: Tensor, *, threshold_learns: bool, leak_learns: bool) -> OnlineState:
     """The state before the first step, at membranes `[B, *N]`; all traces are 0."""
-    layout = cpu.Layout(membrane.unsqueeze(0))
+    layout = Layout(membrane.unsqueeze(0))
 
     def dense(row: Tensor) -> Tensor:
         """Samples follow each other in memory, so that the state can be changed in place as one row."""
@@ -118,7 +119,7 @@ class _Plain(torch.autograd.Function):
         error = gradients[0] * ctx.surrogate.slope(membrane, level, torch.zeros_like(level))
         by_threshold = by_leak = None
         if ctx.needs_input_grad[1]:
-            by_threshold = cpu.reduce_to(error * (state.by_threshold + spikes - 1), threshold)
+            by_threshold = reduce_to(error * (state.by_threshold + spikes - 1), threshold)
         if ctx.needs_input_grad[2]:
             by_leak = (error * state.by_leak).sum()
         return error, by_threshold, by_leak, None, None
@@ -200,7 +201,7 @@ def _backward(  # type: ignore[no-untyped-def]
     return grad_threshold, grad_leak
 
 
-def _flat(layout: cpu.Layout, values: Tensor | None, like: Tensor) -> Any:
+def _flat(layout: Layout, values: Tensor | None, like: Tensor) -> Any:
     """State `[B, *N]` as the numpy array of its memory, which the kernels change; an empty one for None."""
     return like.new_empty(0).numpy() if values is None else layout.row(values).numpy()
 
@@ -212,7 +213,7 @@ class _Compiled(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, threshold: Tensor, leak: Tensor, state: OnlineState,
                 surrogate: "Surrogate") -> Tensor:  # fmt: skip
         # The state keeps the order in memory that the currents had at the first step, so that it is changed in place.
-        layout = cpu.Layout(state.membrane.unsqueeze(0))
+        layout = Layout(state.membrane.unsqueeze(0))
         row = layout.row(current)
         level, group = layout.group(threshold)
         spikes = torch.empty_like(row)
@@ -231,7 +232,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         spikes, threshold = ctx.saved_tensors
         state, surrogate = ctx.state, ctx.surrogate
-        layout = cpu.Layout(state.membrane.unsqueeze(0))
+        layout = Layout(state.membrane.unsqueeze(0))
         level, group = layout.group(threshold)
         rows = layout.row(spikes)
         errors = torch.empty_like(rows)
