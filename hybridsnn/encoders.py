@@ -98,22 +98,19 @@ class Encoder:
         return coding.encode(images / self.scale, indices, timesteps, start, seed)
 
 
-@dataclass(frozen=True, eq=False)
 class Frames:
     """The frames of a run, each made when it is asked for, so that they take no memory that grows with time.
 
     `frames[a:b]` gives steps a to b - 1 as `[b - a, B, C, H, W]`, `len(frames)` the number of steps.
 
-    Attributes:
+    Args:
         encoder, images, indices, seed: see `Encoder`.
         timesteps: how many there are.
     """
 
-    encoder: Encoder
-    images: Tensor
-    indices: Tensor
-    timesteps: int
-    seed: int = 0
+    def __init__(self, encoder: Encoder, images: Tensor, indices: Tensor, timesteps: int, seed: int = 0):
+        self.encoder, self.images, self.indices = encoder, images, indices
+        self.timesteps, self.seed = timesteps, seed
 
     def __len__(self) -> int:
         return self.timesteps

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from hybridsnn.encoders import Encoder
+from hybridsnn.encoders import Encoder, Frames
 from hybridsnn.kernels import Surrogate
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 
@@ -24,7 +24,7 @@ class ModelState(NamedTuple):
 class Simulates(Protocol):
     """A way to run a body over time."""
 
-    def simulate(self, *inputs: Tensor) -> Tensor: ...
+    def simulate(self, *inputs: Any) -> Tensor: ...
 
 
 class Simulation(fx.Interpreter):
@@ -159,7 +159,7 @@ class SpikingModel(nn.Module):
         outputs = sums if currents.dtype == torch.float64 else sums.float()
         return outputs, ModelState(simulation.states, sums[-1])
 
-    def currents(self, frames: Tensor, simulation: "Simulates") -> Tensor:
+    def currents(self, frames: Tensor | Frames, simulation: "Simulates") -> Tensor:
         """What flows into the readout at each step, `[T, B, K]`, for frames `[T, B, ...]`."""
         return simulation.simulate(frames)
 

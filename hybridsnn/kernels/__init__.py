@@ -46,6 +46,7 @@ class Kernel:
             not learn). The potentials are needed where the surrogate sees the membrane or the leak learns, the
             membrane at the start only by the latter.
         unpack: (bits, steps, dtype) to spikes `[steps, B, *N]`.
+        advance: (since_spike, bits, steps) to the clock `[B, *N]` after those steps.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Kernel:
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
     unpack: Callable[[Tensor, int, torch.dtype], Tensor]
+    advance: Callable[[Tensor, Tensor, int], Tensor]
 
 
 def scan(
@@ -149,8 +151,15 @@ KERNELS = {
         reference.forward,
         reference.backward,
         reference.unpack,
+        reference.advance,
     ),
     "numba": Kernel(
-        "numba", "one pass over memory, compiled for the CPU", cpu.supports, cpu.forward, cpu.backward, cpu.unpack
+        "numba",
+        "one pass over memory, compiled for the CPU",
+        cpu.supports,
+        cpu.forward,
+        cpu.backward,
+        cpu.unpack,
+        cpu.advance,
     ),
 }

@@ -269,6 +269,17 @@ def _unpack(begin, end, bits, spikes):  # type: ignore[no-untyped-def]
             _narrowed(flags, spikes[t, low:high])
 
 
+@numba.njit(cache=True, nogil=True)
+def _advance(begin, end, bits, steps, since):  # type: ignore[no-untyped-def]
+    for low in range(begin, end, BLOCK):
+        clock = since[low : min(end, low + BLOCK)]
+        for t in range(steps):
+            word, place = bits[t >> 3, low : low + clock.size], np.uint8(t & 7)
+            for i in range(clock.size):
+                fired = (word[i] >> place) & np.uint8(1)
+                clock[i] = np.int32(1) if fired else clock[i] + np.int32(1)
+
+
 def _worth_a_thread(steps: int) -> int:
     """How many neurons, in whole blocks, are worth waking a thread for."""
     return BLOCK * max(1, THREAD // (BLOCK * steps))
@@ -377,3 +388,11 @@ def unpack(bits: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     spikes = torch.empty(steps, rows.shape[1], dtype=torch.float32 if dtype == torch.float16 else dtype)
     over_ranges(_unpack, rows.shape[1], _worth_a_thread(steps), rows.numpy(), _array(spikes))
     return layout.restore(spikes).to(dtype)
+
+
+def advance(since_spike: Tensor, bits: Tensor, steps: int) -> Tensor:
+    """See `hybridsnn.kernels.Kernel`."""
+    layout = Layout(bits)
+    clock = layout.row(since_spike).clone()
+    over_ranges(_advance, len(clock), _worth_a_thread(steps), layout.rows(bits).numpy(), steps, clock.numpy())
+    return layout.restore(clock.unsqueeze(0))[0]

@@ -156,3 +156,10 @@ def _pack(spikes: Tensor) -> Tensor:
 def unpack(bits: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """See `hybridsnn.kernels.Kernel`."""
     return torch.stack([bits[t // 8] >> t % 8 & 1 for t in range(steps)]).to(dtype)
+
+
+def advance(since_spike: Tensor, bits: Tensor, steps: int) -> Tensor:
+    """See `hybridsnn.kernels.Kernel`."""
+    for spikes in unpack(bits, steps, torch.bool):
+        since_spike = torch.where(spikes, 1, since_spike + 1).to(since_spike.dtype)
+    return since_spike

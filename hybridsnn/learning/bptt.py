@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridsnn.encoders import Frames
+from hybridsnn.learning.chunks import chunks_of_time
+from hybridsnn.learning.through_time import ThroughTime, cuts_in_time
 from hybridsnn.model import Simulation
 from hybridsnn.surrogates import Surrogate
 
@@ -44,21 +46,40 @@ class BackPropagation:
 
 
 class BackPropagationThroughTime:
-    """Back-propagation through time.
+    """Back-propagation through time, in chunks of time that fit in a memory budget.
+
+    A network that cannot be cut in time (a batch norm in training sees all steps together) runs as a whole.
 
     Args:
         surrogate: stands in for the derivative of a spike. With `spike-time` this is STDB.
         per_step: the loss is a mean over the steps (STBP), instead of the cross-entropy of the readout at the last
             step (Rathi et al., 2020): of the cross-entropy of what flows into the readout, or
         readout_loss: of the readout itself, at each step.
+        memory_budget: bytes for what a training step needs besides weights and their gradients; None: as many as
+            steps that fill a byte need, or half a gigabyte if that is more.
+
+    Raises:
+        ConfigError: in `step`, if the budget is too small.
     """
 
-    def __init__(self, surrogate: Surrogate, *, per_step: bool = False, readout_loss: bool = False):
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        *,
+        per_step: bool = False,
+        readout_loss: bool = False,
+        memory_budget: int | None = None,
+    ):
         self.surrogate, self.per_step, self.readout_loss = surrogate, per_step, readout_loss
+        self.memory_budget = memory_budget
 
     def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
         """See `LearningRule.step`."""
-        currents = model.currents(inputs[:], Simulation(model.body, surrogate=self.surrogate))
+        if cuts_in_time(model.body):
+            chunks = chunks_of_time(model.body, inputs, self.surrogate, self.memory_budget)
+            currents = model.currents(inputs, ThroughTime(model.body, self.surrogate, chunks))
+        else:
+            currents = model.currents(inputs[:], Simulation(model.body, surrogate=self.surrogate))
         outputs = model.accumulate(currents).to(currents.dtype)
         logits = outputs[-1]
         if self.per_step:

@@ -39,7 +39,7 @@ class LearningSynapse:
         if self.bias is not None and self.bias.requires_grad:
             channel = error.dim() - 1 if isinstance(self.module, nn.Linear) else 1
             others = [axis for axis in range(error.dim()) if axis != channel]
-            _add(self.bias, error.sum(others) * unit)
+            add_gradient(self.bias, error.sum(others) * unit)
         return self.pass_on(error, trace.to(error.dtype), needs_input)
 
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
@@ -59,7 +59,7 @@ class Linear(LearningSynapse):
             if self.weight.grad is not None and self.weight.grad.dtype == error.dtype:
                 self.weight.grad.addmm_(rows.t(), columns)  # the sum without a second tensor of the weight's size
             else:
-                _add(self.weight, rows.t() @ columns)
+                add_gradient(self.weight, rows.t() @ columns)
         return error @ self.weight.to(error.dtype) if needs_input else None
 
 
@@ -82,7 +82,7 @@ class Convolution(LearningSynapse):
                 False, [0] * len(module.stride), module.groups, [needs_input, self.weight.requires_grad, False],
             )  # fmt: skip
         if self.weight.requires_grad:
-            _add(self.weight, gradient)
+            add_gradient(self.weight, gradient)
         return error_of_input
 
 
@@ -108,7 +108,7 @@ class FastConvolution(LearningSynapse):
 
     def finish(self) -> None:
         if self.gradient is not None:
-            _add(self.weight, self.gradient.result())
+            add_gradient(self.weight, self.gradient.result())
 
 
 def learning_synapse(module: Any, values: Tensor) -> LearningSynapse:
@@ -126,8 +126,8 @@ def learning_synapse(module: Any, values: Tensor) -> LearningSynapse:
     return Convolution(module)
 
 
-def _add(parameter: Tensor, gradient: Tensor) -> None:
-    """Add to the gradient of a parameter, which lies in memory as the parameter does."""
+def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Add to `.grad` of a parameter, which lies in memory as the parameter does."""
     if parameter.grad is None:
         parameter.grad = torch.empty_like(parameter).copy_(gradient) if _differs(gradient, parameter) else gradient
     else:

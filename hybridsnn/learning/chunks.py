@@ -1,0 +1,115 @@
+"""How many steps of back-propagation through time fit in a memory budget."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hybridsnn.encoders import Frames
+from hybridsnn.errors import ConfigError
+from hybridsnn.model import SYNAPSES
+from hybridsnn.neurons import SpikingNeuron, TemporalModule
+from hybridsnn.surrogates import Surrogate
+
+BYTE = 8  # steps whose spikes fill a byte
+WORKSPACE = 2**29  # bytes that a few steps may take where nothing is said
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one sample needs in a training step.
+
+    Attributes:
+        kept: for each step of the run: the spikes of all neurons as bits, and membranes where they are asked for.
+        working: for each step of a chunk: values and errors around the layer that has most of them.
+        neurons: how many there are.
+    """
+
+    kept: float
+    working: float
+    neurons: int
+
+    @classmethod
+    def of(cls, body: fx.GraphModule, frame: Tensor, surrogate: Surrogate) -> "Footprint":
+        """For frames like this one, `[1, ...]`, of one sample."""
+        sizes = _Sizes(body)
+        sizes.run(frame.to("meta"))
+        learns_leak = any(module.leak.requires_grad for module in body.modules() if isinstance(module, SpikingNeuron))
+        membranes = FLOAT if surrogate.needs_membrane or learns_leak else 0
+        return cls(sizes.neurons * (1 / BYTE + membranes), FLOAT * sizes.working, sizes.neurons)
+
+
+def chunks_of_time(
+    body: fx.GraphModule, frames: Tensor | Frames, surrogate: Surrogate, budget: int | None
+) -> tuple[int, ...]:
+    """The lengths of the chunks into which a run over frames `[T, B, ...]` is cut: few, and all but equal.
+
+    Args:
+        budget: bytes for what is kept over the run and for the work on one chunk; None: see `WORKSPACE`.
+
+    Raises:
+        ConfigError: if the budget does not allow the steps that fill a byte.
+    """
+    timesteps, first = len(frames), frames[:1]
+    batch = first.shape[1]
+    footprint = Footprint.of(body, first[0, :1], surrogate)
+    kept, working = batch * footprint.kept * timesteps, batch * footprint.working
+    smallest = min(timesteps, BYTE)
+    if budget is None:
+        fitting = max(smallest, int(WORKSPACE / working))
+    else:
+        fitting = int((budget - kept) / working)
+        if fitting < smallest:
+            raise ConfigError(
+                f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least "
+                f"{(kept + smallest * working) / 2**30:.3g}: batch {batch} x {timesteps} steps x "
+                f"{footprint.neurons:,} neurons take {kept / 2**30:.3g}, the work on {smallest} steps "
+                f"{smallest * working / 2**30:.3g}; give more, or a smaller batch"
+            )
+    longest = timesteps if fitting >= timesteps else fitting // BYTE * BYTE  # whole bytes
+    count = math.ceil(timesteps / longest)
+    length, longer = divmod(timesteps, count)
+    return (length + 1,) * longer + (length,) * (count - longer)
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a body on tensors without data, and adds up their sizes."""
+
+    def __init__(self, body: fx.GraphModule):
+        super().__init__(body)
+        self.neurons = 0
+        self.working = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op not in ("placeholder", "get_attr", "output") and isinstance(result, Tensor):
+            inputs = sum(_numel(self.env[source]) for source in n.all_input_nodes if source.op != "get_attr")
+            module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+            if isinstance(module, SpikingNeuron):
+                self.neurons += result.numel()
+                work = 2 * result.numel()  # the errors of spikes and of currents
+            elif isinstance(module, SYNAPSES):
+                work = result.numel() + 2 * inputs  # the error of the output; the input, and its error
+            else:
+                work = 2 * (result.numel() + inputs)
+            self.working = max(self.working, work)
+        return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module: nn.Module = self.fetch_attr(target)
+        if isinstance(module, TemporalModule):
+            return args[0]
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        weightless = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        return torch.func.functional_call(module, weightless, args, kwargs)
+
+
+def _numel(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) else 0
