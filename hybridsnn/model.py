@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from hybridsnn.encoders import Encoder, Frames
 from hybridsnn.kernels import Surrogate
+from hybridsnn.kernels.transmission import transmit
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 
 SYNAPSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # the modules that can carry spikes with weights
@@ -96,6 +97,8 @@ class Simulation(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
+        if isinstance(module, SYNAPSES) and not torch.is_grad_enabled():
+            return transmit(module, *args, **kwargs)
         if not isinstance(module, TemporalModule):
             return super().call_module(target, args, kwargs)
         values, state = module(args[0], self.states.get(target), self.surrogate)  # [T, B, *N]

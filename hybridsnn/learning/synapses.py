@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels import convolution
+from hybridsnn.kernels import convolution, transmission
 
 
 class LearningSynapse:
@@ -111,18 +111,47 @@ class FastConvolution(LearningSynapse):
             add_gradient(self.weight, self.gradient.result())
 
 
-def learning_synapse(module: Any, values: Tensor) -> LearningSynapse:
-    """The fastest way to run a module on such `values`."""
+class ConvolutionInBlocks(LearningSynapse):
+    """A convolution that the compiled kernel supports, its weight prepared anew in each call, a few filters at a time.
+
+    For calls with many samples, over which that is quickly done: it takes no memory of the size of the weight.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        return transmission.fast_convolution(self.module, values)
+
+    def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
+        tiling = convolution.tiling_for(trace)
+        passed: Tensor | None = None
+        for filters in transmission.blocks(self.weight):
+            weight, errors = self.weight[filters], error[:, filters]
+            gradient = convolution.WeightGradient(weight, tiling) if self.weight.requires_grad else None
+            if needs_input:
+                prepared = convolution.transform_weight(weight, tiling)
+                if gradient is not None:
+                    share = gradient.add_and_pass(trace, errors, prepared)
+                else:
+                    share = convolution.input_gradient(errors, prepared)
+                passed = share if passed is None else passed.add_(share)
+            elif gradient is not None:
+                gradient.add(trace, errors)
+            if gradient is not None:
+                if self.weight.grad is None:
+                    self.weight.grad = torch.zeros_like(self.weight)
+                self.weight.grad[filters].add_(gradient.result())
+        return passed
+
+
+def learning_synapse(module: Any, values: Tensor, *, many: bool = False) -> LearningSynapse:
+    """The fastest way to run a module on such `values`.
+
+    Args:
+        many: whether there are few calls, with many samples each.
+    """
     if isinstance(module, nn.Linear):
         return Linear(module)
-    if (
-        isinstance(module, nn.Conv2d)
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-        and not torch.is_autocast_enabled(values.device.type)
-        and convolution.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)
-    ):
-        return FastConvolution(module, values)
+    if transmission.is_fast(module, values):
+        return ConvolutionInBlocks(module) if many else FastConvolution(module, values)
     return Convolution(module)
 
 

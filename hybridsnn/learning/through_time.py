@@ -123,7 +123,7 @@ class ThroughTime(Simulation):
         if isinstance(module, SYNAPSES) and self.node not in self.constant:
             (values,) = (*args, *kwargs.values())
             if target not in self.synapses:
-                self.synapses[target] = learning_synapse(module, values)
+                self.synapses[target] = learning_synapse(module, values, many=True)
             return self.synapses[target].forward(values)
         return super().call_module(target, args, kwargs)
 

@@ -1,0 +1,64 @@
+"""What a synapse makes of spikes, without gradients: the fastest way that keeps exact sums exact."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridsnn.kernels import convolution
+
+FILTERS = 128  # output channels at a time: their transformed weights take megabytes, those of a deep layer a hundred
+GRID = 2.0**14  # weights that are multiples of one over it have sums that are exact in float32
+
+
+def transmit(module: nn.Module, values: Tensor) -> Tensor:
+    """Run a convolution or linear layer on `values`, `[N, ...]` to `[N, ...]`."""
+    if is_fast(module, values):
+        return fast_convolution(module, values)
+    output: Tensor = module(values)
+    return output
+
+
+def is_fast(module: Any, values: Tensor) -> bool:
+    """Whether `fast_convolution` can run a module on `values`, and is faster than the module itself."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and not torch.is_autocast_enabled(values.device.type)
+        and convolution.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)
+    )
+
+
+def fast_convolution(module: Any, values: Tensor) -> Tensor:
+    """A convolution that `is_fast`, its weight transformed a few output channels at a time."""
+    tiling = exact_tiling() if is_on_grid(module.weight) else convolution.tiling_for(values)
+    outputs = []
+    for filters in blocks(module.weight):
+        bias = None if module.bias is None else module.bias[filters]
+        outputs.append(convolution.forward(values, convolution.transform_weight(module.weight[filters], tiling), bias))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def blocks(weight: Tensor) -> Iterator[slice]:
+    """The output channels of a weight `[out, in, 3, 3]`, a few at a time."""
+    for first in range(0, len(weight), FILTERS):
+        yield slice(first, first + FILTERS)
+
+
+def exact_tiling() -> convolution.Tiling:
+    """Tiles whose transforms only add and halve."""
+    return convolution.TILINGS[16]
+
+
+def is_on_grid(weight: Tensor) -> bool:
+    """Whether all weights are multiples of a small power of two, as after quantisation: then sums of spikes are exact.
+
+    Spike counts of such a network are the same on every machine, as long as nothing rounds.
+    """
+    for some in (weight[:1], weight):  # most weights are not, which the first filter shows
+        scaled = some.detach() * GRID
+        if not torch.equal(scaled, scaled.round()):
+            return False
+    return True
