@@ -41,10 +41,11 @@ class Kernel:
             potentials: the membranes before the reset `[T, B, *N]`.
             With `overwrite` the memory of the currents may hold the spikes.
         backward: (grad_spikes, grad_membrane or None, bits, potentials or None, threshold, leak, membrane or None,
-            since_spike, hard_reset, surrogate, *, learns_threshold, learns_leak) to the gradients of the currents
-            `[T, B, *N]`, of the membrane it started from `[B, *N]`, of the threshold and of the leak (None if they do
-            not learn). The potentials are needed where the surrogate sees the membrane or the leak learns, the
-            membrane at the start only by the latter.
+            since_spike, hard_reset, surrogate, *, learns_threshold, learns_leak, overwrite) to the gradients of the
+            currents `[T, B, *N]`, of the membrane it started from `[B, *N]`, of the threshold and of the leak (None
+            if they do not learn). The potentials are needed where the surrogate sees the membrane or the leak learns,
+            the membrane at the start only by the latter.
+            With `overwrite` the memory of `grad_spikes` may hold the gradients of the currents.
         unpack: (bits, steps, dtype) to spikes `[steps, B, *N]`.
         advance: (since_spike, bits, steps) to the clock `[B, *N]` after those steps.
     """

@@ -210,9 +210,14 @@ def _backward(  # type: ignore[no-untyped-def]
                 else:
                     for i in range(size):
                         slope[i] = scale[i] * exponential(-abs(potential[i] - level[i]) / width[i])
-            incoming, entering = grad_spikes[t, low:high], grad_current[t, low:high]
-            for i in range(size):
-                entering[i] = incoming[i] * slope[i]
+            entering = grad_current[t, low:high]
+            if grad_spikes.size > 0:
+                incoming = grad_spikes[t, low:high]
+                for i in range(size):
+                    entering[i] = incoming[i] * slope[i]
+            else:  # they lie where the gradients of the currents go
+                for i in range(size):
+                    entering[i] *= slope[i]
         # Backward in time: the leak carries it to earlier steps. The reset is not differentiated.
         carried = grad_final[low:high].copy()
         per_threshold = np.zeros(size, grad_current.dtype)
@@ -344,6 +349,7 @@ def backward(
     *,
     learns_threshold: bool,
     learns_leak: bool,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `hybridsnn.kernels.Kernel`."""
     layout = Layout(bits)
@@ -361,13 +367,14 @@ def backward(
         table = torch.exp(-surrogate.decay * intervals).to(wide)
     incoming = torch.zeros(neurons, dtype=wide) if grad_membrane is None else layout.row(grad_membrane).to(wide)
     kept = torch.empty(0, neurons, dtype=wide) if potentials is None else layout.rows(potentials).to(wide)
-    grad_current = torch.empty(steps, neurons, dtype=wide)
+    rows = layout.rows(grad_spikes).to(wide)
+    grad_current = rows if overwrite else torch.empty_like(rows)
     grad_start = torch.empty(neurons, dtype=wide)
     grad_threshold = torch.empty(neurons if learns_threshold else 0, dtype=wide)
     grad_leak = torch.zeros(neurons if learns_leak else 0, dtype=wide)
     over_ranges(
         _backward, neurons, _worth_a_thread(steps),
-        layout.rows(grad_spikes).to(wide).numpy(), incoming.numpy(), layout.rows(bits).numpy(), kept.numpy(),
+        (rows[:0] if overwrite else rows).numpy(), incoming.numpy(), layout.rows(bits).numpy(), kept.numpy(),
         level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
         (layout.row(membrane).to(wide) if learns_leak and membrane is not None else nothing).numpy(), clock.numpy(),
         hard_reset, SHAPES[surrogate.shape], table.numpy().dtype.type(surrogate.height), surrogate.relative,

@@ -104,6 +104,7 @@ def backward(
     *,
     learns_threshold: bool,
     learns_leak: bool,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `hybridsnn.kernels.Kernel`."""
     wide = torch.promote_types(grad_spikes.dtype, torch.float32)

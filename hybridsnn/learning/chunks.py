@@ -14,7 +14,7 @@ from hybridsnn.neurons import SpikingNeuron, TemporalModule
 from hybridsnn.surrogates import Surrogate
 
 BYTE = 8  # steps whose spikes fill a byte
-WORKSPACE = 2**29  # bytes that a few steps may take where nothing is said
+WORKSPACE = 2**27  # bytes that the work on a chunk may take where nothing is said
 FLOAT = 4  # bytes
 
 
@@ -23,14 +23,16 @@ class Footprint:
     """Bytes that one sample needs in a training step.
 
     Attributes:
-        kept: for each step of the run: the spikes of all neurons as bits, and membranes where they are asked for.
-        working: for each step of a chunk: values and errors around the layer that has most of them.
         neurons: how many there are.
+        bits: for each step of the run: the spikes of all neurons.
+        membranes: for each step of the run, where the surrogate sees them or a leak learns.
+        working: for each step of a chunk: values and errors around the layer that has most of them.
     """
 
-    kept: float
-    working: float
     neurons: int
+    bits: float
+    membranes: float
+    working: float
 
     @classmethod
     def of(cls, body: fx.GraphModule, frame: Tensor, surrogate: Surrogate) -> "Footprint":
@@ -38,8 +40,8 @@ class Footprint:
         sizes = _Sizes(body)
         sizes.run(frame.to("meta"))
         learns_leak = any(module.leak.requires_grad for module in body.modules() if isinstance(module, SpikingNeuron))
-        membranes = FLOAT if surrogate.needs_membrane or learns_leak else 0
-        return cls(sizes.neurons * (1 / BYTE + membranes), FLOAT * sizes.working, sizes.neurons)
+        membranes = FLOAT * sizes.neurons if surrogate.needs_membrane or learns_leak else 0
+        return cls(sizes.neurons, sizes.neurons / BYTE, membranes, FLOAT * sizes.working)
 
 
 def chunks_of_time(
@@ -47,29 +49,43 @@ def chunks_of_time(
 ) -> tuple[int, ...]:
     """The lengths of the chunks into which a run over frames `[T, B, ...]` is cut: few, and all but equal.
 
+    Chunks of 8 steps and more fill whole bytes with spikes; shorter ones waste bits, so they are the last resort.
+
     Args:
-        budget: bytes for what is kept over the run and for the work on one chunk; None: see `WORKSPACE`.
+        budget: bytes for what is kept over the run and for the work on one chunk; None: for the work on a chunk
+            `WORKSPACE`, or 8 steps if they take more.
 
     Raises:
-        ConfigError: if the budget does not allow the steps that fill a byte.
+        ConfigError: if the budget is too small.
     """
     timesteps, first = len(frames), frames[:1]
     batch = first.shape[1]
     footprint = Footprint.of(body, first[0, :1], surrogate)
-    kept, working = batch * footprint.kept * timesteps, batch * footprint.working
-    smallest = min(timesteps, BYTE)
+    working = batch * footprint.working
+
+    def kept(chunks: tuple[int, ...]) -> float:
+        whole_bytes = BYTE * sum(math.ceil(steps / BYTE) for steps in chunks)
+        return batch * (footprint.bits * whole_bytes + footprint.membranes * timesteps)
+
     if budget is None:
-        fitting = max(smallest, int(WORKSPACE / working))
-    else:
-        fitting = int((budget - kept) / working)
-        if fitting < smallest:
-            raise ConfigError(
-                f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least "
-                f"{(kept + smallest * working) / 2**30:.3g}: batch {batch} x {timesteps} steps x "
-                f"{footprint.neurons:,} neurons take {kept / 2**30:.3g}, the work on {smallest} steps "
-                f"{smallest * working / 2**30:.3g}; give more, or a smaller batch"
-            )
-    longest = timesteps if fitting >= timesteps else fitting // BYTE * BYTE  # whole bytes
+        longest = max(BYTE, int(WORKSPACE / working) // BYTE * BYTE)
+        return _cut(timesteps, timesteps if timesteps * working <= WORKSPACE else longest)
+    candidates = [timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE), 0, -1)]
+    for longest in candidates:
+        chunks = _cut(timesteps, longest)
+        if kept(chunks) + max(chunks) * working <= budget:
+            return chunks
+    few = _cut(timesteps, min(timesteps, BYTE))
+    raise ConfigError(
+        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least "
+        f"{(kept(few) + max(few) * working) / 2**30:.3g}: batch {batch} x {timesteps} steps x "
+        f"{footprint.neurons:,} neurons take {kept(few) / 2**30:.3g}, the work on {max(few)} steps "
+        f"{max(few) * working / 2**30:.3g}; give more, or a smaller batch"
+    )
+
+
+def _cut(timesteps: int, longest: int) -> tuple[int, ...]:
+    """As few chunks as there can be, all but equal, the longer ones first."""
     count = math.ceil(timesteps / longest)
     length, longer = divmod(timesteps, count)
     return (length + 1,) * longer + (length,) * (count - longer)
@@ -90,11 +106,11 @@ class _Sizes(fx.Interpreter):
             module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
             if isinstance(module, SpikingNeuron):
                 self.neurons += result.numel()
-                work = 2 * result.numel()  # the errors of spikes and of currents
+                work = result.numel()  # the errors of currents take the place of those of spikes
             elif isinstance(module, SYNAPSES):
                 work = result.numel() + 2 * inputs  # the error of the output; the input, and its error
             else:
-                work = 2 * (result.numel() + inputs)
+                work = result.numel() + inputs
             self.working = max(self.working, work)
         return result
 

@@ -57,6 +57,7 @@ class ThroughTime(Simulation):
         self.held: dict[fx.Node, Any] = {}  # values that do not; None: used by such values only
         self.held_errors: dict[fx.Node, Tensor] = {}
         self.errors: dict[fx.Node, Tensor] = {}
+        self.shared: set[fx.Node] = set()  # nodes whose errors lie in memory that others use
         self.learning = _learning_nodes(body)
         self.chunk = 0  # the one that is running
         self.node: Any = None  # the one that is running
@@ -96,7 +97,7 @@ class ThroughTime(Simulation):
             self._turn_to(chunk)
             for node in reversed(self.graph.nodes):
                 if node.op == "output":
-                    self._send(node.all_input_nodes[0], self._chunk_of(errors).flatten(0, 1))
+                    self._send(node.all_input_nodes[0], self._chunk_of(errors).flatten(0, 1), shared=True)
                 elif node in self.learning:
                     self._return(node, self.errors.pop(node, None))
             for run in self.runs.values():
@@ -154,18 +155,22 @@ class ThroughTime(Simulation):
             self._return_through_any(node, error)
 
     def _return_through_neurons(self, node: fx.Node, error: Tensor | None) -> None:
-        run = self.runs[str(node.target)]
-        if error is not None:
-            error = error.unflatten(0, (self.timesteps, -1))
-        elif run.carried is not None:  # later spikes of a neuron without a say in this chunk's
-            error = self.forms[node].empty(self.timesteps * self.batch).zero_().unflatten(0, (self.timesteps, -1))
-        else:
-            return
+        run, alone = self.runs[str(node.target)], node not in self.shared
+        if error is None:  # no loss sees its spikes, as where only the last steps count
+            error = self.forms[node].empty(self.timesteps * self.batch).zero_()
         assert self.surrogate is not None
-        self._send(node.all_input_nodes[0], run.backward(self.chunk, error, self.surrogate).flatten(0, 1))
+        error = error.unflatten(0, (self.timesteps, -1))
+        entering = run.backward(self.chunk, error, self.surrogate, overwrite=alone)
+        self._send(node.all_input_nodes[0], entering.flatten(0, 1))
 
     def _return_through_any(self, node: fx.Node, error: Tensor) -> None:
         """By automatic differentiation of the one node, from the values of its inputs made again."""
+        if _calls(self.module, node, nn.AvgPool2d):
+            (source,) = node.all_input_nodes
+            passed = _through_pool(self.fetch_attr(str(node.target)), error, self.forms[source].shape)
+            if passed is not None:
+                self._send(source, passed)
+                return
         value_of = self._blank if self._is_linear(node) else self._value
         inputs = {source: value_of(source) for source in node.all_input_nodes if source.op != "get_attr"}
         leaves = {
@@ -180,7 +185,7 @@ class ThroughTime(Simulation):
         gradients = torch.autograd.grad(result, [*leaves.values(), *parameters], error, allow_unused=True)
         for source, gradient in zip(leaves, gradients[: len(leaves)], strict=True):
             if gradient is not None:
-                self._send(source, gradient)
+                self._send(source, gradient, shared=node in self.shared or len(leaves) > 1)
         for parameter, gradient in zip(parameters, gradients[len(leaves) :], strict=True):
             if gradient is not None:
                 add_gradient(parameter, gradient)
@@ -198,8 +203,11 @@ class ThroughTime(Simulation):
         made = {node: self.env[node] for node in self.held_errors}
         torch.autograd.backward(list(made.values()), [self.held_errors[node].to(made[node].dtype) for node in made])
 
-    def _send(self, node: fx.Node, error: Tensor) -> None:
-        """Add to the error of a node; the error `[T*B, ...]` or, of one that does not change, `[B, ...]`."""
+    def _send(self, node: fx.Node, error: Tensor, *, shared: bool = False) -> None:
+        """Add to the error of a node; the error `[T*B, ...]` or, of one that does not change, `[B, ...]`.
+
+        `shared` says that something else uses its memory.
+        """
         if node not in self.learning:
             return
         errors = self.errors
@@ -207,7 +215,11 @@ class ThroughTime(Simulation):
             errors = self.held_errors
             if len(error) != len(self.held[node]):
                 error = error.unflatten(0, (self.timesteps, -1)).sum(0)
-        errors[node] = errors[node] + error if node in errors else error
+        if node in errors:
+            errors[node], shared = errors[node] + error, False
+        else:
+            errors[node] = error
+        (self.shared.add if shared else self.shared.discard)(node)
 
     def _value(self, node: fx.Node) -> Any:
         """The value of a node in this chunk, made again from the bits of the neurons before it."""
@@ -331,7 +343,7 @@ class _Run:
         record = self.records[chunk]
         return self.kernel.unpack(record.bits, record.steps, record.dtype)
 
-    def backward(self, chunk: int, error: Tensor, surrogate: Surrogate) -> Tensor:
+    def backward(self, chunk: int, error: Tensor, surrogate: Surrogate, *, overwrite: bool) -> Tensor:
         """The errors `[T, B, *N]` of a chunk's spikes to those of its currents."""
         neuron, record, clock = self.neuron, self.records[chunk], self.since_spike
         if not surrogate.needs_membrane:
@@ -341,6 +353,7 @@ class _Run:
             error, self.carried, record.bits, record.potentials, neuron.threshold.detach(), neuron.leak.detach(),
             record.membrane, clock, neuron.reset == "hard", surrogate,
             learns_threshold=neuron.threshold.requires_grad, learns_leak=neuron.leak.requires_grad,
+            overwrite=overwrite,
         )  # fmt: skip
         for parameter, gradient in ((neuron.threshold, by_threshold), (neuron.leak, by_leak)):
             if gradient is not None:
@@ -362,6 +375,25 @@ def cuts_in_time(body: fx.GraphModule) -> bool:
     placeholders = sum(node.op == "placeholder" for node in body.graph.nodes)
     loose = any(_is_attr(node) and _requires_grad(body, str(node.target)) for node in body.graph.nodes)
     return placeholders == 1 and not loose
+
+
+def _through_pool(pool: Any, error: Tensor, shape: torch.Size) -> Tensor | None:
+    """The error `[N, C, H, W]` of an average pool to that of its input `[N, *shape]`, channels-last.
+
+    None if windows overlap or do not tile the picture. PyTorch's own would need an input to know the order in memory.
+    """
+    high, wide = (pool.kernel_size,) * 2 if isinstance(pool.kernel_size, int) else pool.kernel_size
+    batch, channels, rows, columns = error.shape
+    if (
+        pool.stride not in (pool.kernel_size, (high, wide))
+        or pool.padding not in (0, (0, 0))
+        or pool.divisor_override is not None
+        or shape != (channels, rows * high, columns * wide)
+    ):
+        return None
+    share = (error / (high * wide)).permute(0, 2, 3, 1).view(batch, rows, 1, columns, 1, channels)
+    spread = share.expand(batch, rows, high, columns, wide, channels).reshape(batch, *shape[1:], channels)
+    return spread.permute(0, 3, 1, 2)
 
 
 def _learning_nodes(body: fx.GraphModule) -> set[fx.Node]:
