@@ -36,7 +36,7 @@ class LiveMemory(TorchDispatchMode):
         before = {_storage(value) for value in tree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         result = func(*args, **(kwargs or {}))
         for value in tree.tree_leaves(result):
-            if isinstance(value, Tensor) and _storage(value) not in before:
+            if isinstance(value, Tensor) and not value.is_meta and _storage(value) not in before:
                 self._count(value.untyped_storage())
         return result
 

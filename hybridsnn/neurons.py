@@ -64,7 +64,8 @@ class SpikingNeuron(TemporalModule):
         if threshold.dim() == 1:
             threshold = threshold.view(-1, *[1] * (sample.dim() - 2))
         membrane = sample + self.initial_potential * threshold
-        return NeuronState(membrane, torch.full_like(sample, NEVER, dtype=torch.int32))
+        never = torch.full((), NEVER, dtype=torch.int32, device=sample.device)
+        return NeuronState(membrane, never.expand(sample.shape))
 
     def forward(
         self, current: Tensor, state: NeuronState | None = None, surrogate: Surrogate | None = None

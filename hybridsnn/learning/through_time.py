@@ -89,6 +89,8 @@ class ThroughTime(Simulation):
                 self.held = {
                     node: None if self.constant.issuperset(node.users) else value for node, value in self.held.items()
                 }
+        for name in self.runs:  # the masks of dropouts stay
+            del self.states[name]
         return torch.cat(outputs)
 
     def backward(self, errors: Tensor) -> None:
@@ -167,7 +169,8 @@ class ThroughTime(Simulation):
         """By automatic differentiation of the one node, from the values of its inputs made again."""
         if _calls(self.module, node, nn.AvgPool2d):
             (source,) = node.all_input_nodes
-            passed = _through_pool(self.fetch_attr(str(node.target)), error, self.forms[source].shape)
+            pool, shape = self.fetch_attr(str(node.target)), self.forms[source].shape
+            passed = _through_pool(pool, error, shape, overwrite=node not in self.shared)
             if passed is not None:
                 self._send(source, passed)
                 return
@@ -251,7 +254,9 @@ class ThroughTime(Simulation):
         attributes = [source for source in node.all_input_nodes if _is_attr(source)]
         self.env = inputs | {source: self.fetch_attr(str(source.target)) for source in attributes}
         self.node = node
-        return super().run_node(node)
+        value = super().run_node(node)
+        self.env = {}
+        return value
 
     def _turn_to(self, chunk: int) -> None:
         self.chunk, self.timesteps = chunk, self.chunks[chunk]
@@ -377,7 +382,7 @@ def cuts_in_time(body: fx.GraphModule) -> bool:
     return placeholders == 1 and not loose
 
 
-def _through_pool(pool: Any, error: Tensor, shape: torch.Size) -> Tensor | None:
+def _through_pool(pool: Any, error: Tensor, shape: torch.Size, *, overwrite: bool) -> Tensor | None:
     """The error `[N, C, H, W]` of an average pool to that of its input `[N, *shape]`, channels-last.
 
     None if windows overlap or do not tile the picture. PyTorch's own would need an input to know the order in memory.
@@ -391,7 +396,8 @@ def _through_pool(pool: Any, error: Tensor, shape: torch.Size) -> Tensor | None:
         or shape != (channels, rows * high, columns * wide)
     ):
         return None
-    share = (error / (high * wide)).permute(0, 2, 3, 1).view(batch, rows, 1, columns, 1, channels)
+    share = error.div_(high * wide) if overwrite else error / (high * wide)
+    share = share.permute(0, 2, 3, 1).reshape(batch, rows, 1, columns, 1, channels)
     spread = share.expand(batch, rows, high, columns, wide, channels).reshape(batch, *shape[1:], channels)
     return spread.permute(0, 3, 1, 2)
 
