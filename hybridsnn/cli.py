@@ -386,6 +386,8 @@ def _headline(artifact: Artifact) -> dict[str, str]:
     shown: dict[str, Callable[[float], str]] = {
         "accuracy": lambda fraction: f"{100 * fraction:.2f} %",
         "spikes-per-image": lambda count: f"{count:,.0f}",
+        "exit-accuracy": lambda fraction: f"{100 * fraction:.2f} %",
+        "exit-mean-steps": lambda steps: f"{steps:.2f}",
     }
     with artifact.file("metrics.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))

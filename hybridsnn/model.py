@@ -21,6 +21,17 @@ class ModelState(NamedTuple):
     modules: dict[str, Any]  # by name: NeuronState, or the mask of a dropout
     readout: Tensor  # accumulated output, float64 [B, K]
 
+    def of(self, images: Tensor) -> "ModelState":
+        """The state of some of the images alone, which are given by a mask or by their places."""
+        return ModelState({name: _of(state, images) for name, state in self.modules.items()}, self.readout[images])
+
+
+def _of(state: Any, images: Tensor) -> Any:
+    """A module's state of some of the images: a tensor `[B, ...]`, several, or None of a dropout that drops nothing."""
+    if state is None:
+        return None
+    return state[images] if isinstance(state, Tensor) else type(state)(*(part[images] for part in state))
+
 
 class Simulates(Protocol):
     """A way to run a body over time."""

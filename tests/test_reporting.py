@@ -4,6 +4,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -128,6 +129,28 @@ def test_synaptic_operations_are_shown_where_counted():
     last = counted.evaluation["metric"] == "images"
     counted.evaluation.loc[last, ["metric", "value"]] = ["synaptic-operations", 12345.0]
     assert as_text(accuracy_table([network, counted]))["synaptic operations / image"].tolist() == ["–", "12,345"]
+
+
+def leaving_early(network, accuracy=0.88, mean_steps=1.25):
+    rows = [
+        ("test", None, None, None, "exit-accuracy", accuracy),
+        ("test", None, None, None, "exit-mean-steps", mean_steps),
+    ]
+    return replace(network, evaluation=pd.concat([network.evaluation, long_form(rows)], ignore_index=True))
+
+
+def test_leaving_early_is_shown_where_measured(tmp_path):
+    whole, early = snn(), leaving_early(snn(label="early"))
+    assert not {"anytime (%)", "mean steps"}.intersection(accuracy_table([ann(), whole]))
+    shown = as_text(accuracy_table([ann(), whole, early]))
+    assert shown["anytime (%)"].tolist() == ["–", "–", "88.00"]
+    assert shown["mean steps"].tolist() == ["–", "–", "1.2"]
+    star = FIGURES["accuracy"].draw([ann(), whole, early]).axes[0].lines[-1]
+    assert (star.get_xdata().item(), star.get_ydata().item()) == (1.25, 88.0)
+    assert star.get_color() == FIGURES["accuracy"].draw([ann(), whole, early]).axes[0].lines[-2].get_color()
+    for networks, told in (([whole], False), ([whole, early], True)):
+        write_report("title", networks, PROVENANCE, tmp_path)
+        assert ("anytime accuracy" in (tmp_path / "index.html").read_text(encoding="utf-8")) == told
 
 
 def test_every_step_is_kept():

@@ -163,6 +163,43 @@ def test_a_shorter_evaluation_is_the_beginning_of_a_longer_one(run: Path) -> Non
     assert accuracies(other) != accuracies(long)
 
 
+def test_images_may_leave_early(run: Path) -> None:
+    converted = of(run, "converted")
+    early = make(run, "evaluate", converted, exit_confidence=0.95)
+    rows = metrics(early)
+    leaving = rows["metric"].str.startswith("exit-")
+    assert set(rows.loc[leaving, "metric"]) == {
+        "exit-accuracy", "exit-mean-steps", "exit-spikes-per-image", "exit-margin", "exit-share"
+    }  # fmt: skip
+    # What is measured of all steps stays as it is.
+    whole = metrics(make(run, "evaluate", converted))
+    pd.testing.assert_frame_equal(rows[~leaving].reset_index(drop=True), whole)
+    shares = accuracies(early, "exit-share")
+    assert shares == sorted(shares) and len(shares) == 8 and shares[-1] == 1
+    (mean,) = accuracies(early, "exit-mean-steps")
+    assert mean == pytest.approx(8 - sum(shares[:-1])) and 1 < mean < 7
+    spikes = rows.loc[(rows["metric"] == "spikes-per-image") & rows["layer"].isna(), "value"].item()
+    assert accuracies(early, "exit-spikes-per-image")[0] == pytest.approx(spikes * mean / 8, rel=0.2)
+    # At most one answer in twenty is another, and that on average; 359 images are few.
+    assert accuracies(early, "exit-accuracy")[0] > accuracies(early)[-1] - 0.08
+    # In batches of any size, and the bound comes from the validation images whichever are measured.
+    assert accuracies(make(run, "evaluate", converted, exit_confidence=0.95, batch_size=17), "exit-share") == shares
+    known = make(run, "evaluate", converted, exit_confidence=0.95, split="validation")
+    assert accuracies(known, "exit-margin") == accuracies(early, "exit-margin")
+    assert accuracies(known, "exit-share") != shares
+    surer = make(run, "evaluate", converted, exit_confidence=0.99)
+    assert accuracies(surer, "exit-mean-steps")[0] > mean
+
+    shown = succeed("show", str(early.path))
+    accuracy = f"{100 * accuracies(early, 'exit-accuracy')[0]:.2f} %"
+    assert accuracy in shown.split("test exit accuracy")[1].splitlines()[0]
+    assert f"{mean:.2f}" in shown.split("test exit mean steps")[1].splitlines()[0]
+    report = make(run, "report", make(run, "evaluate", of(run, "ann")), early)
+    table = pd.read_csv(report.file("accuracy.csv"))
+    assert table["mean steps"].tolist()[1] == pytest.approx(mean, abs=0.005)
+    assert f"{table['anytime (%)'][1]:.2f} %" == accuracy
+
+
 @pytest.mark.parametrize("method", RULES)
 def test_every_rule_improves_a_network_of_few_steps(method: str, run: Path) -> None:
     converted = of(run, "converted")
@@ -558,7 +595,7 @@ def test_only_evaluate_sees_test_images(tmp_path: Path, monkeypatch: pytest.Monk
     for balance in BALANCERS:
         converted = make(tmp_path, "convert", loaded, balance=balance, timesteps=2, calibration_images=32)
     tuned = make(tmp_path, "finetune", converted, epochs=1)
-    make(tmp_path, "evaluate", tuned, split="validation")
+    make(tmp_path, "evaluate", tuned, split="validation", exit_confidence=0.9)
     with pytest.raises(PermissionError, match="looked at the test images"):
         make(tmp_path, "evaluate", tuned)
 
@@ -765,6 +802,19 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
         ("finetune --learning-rate 1e30", "learning_rate: "),
         ("evaluate --split train", "evaluate.split: got 'train', must be 'test' or 'validation'"),
         ("evaluate --timesteps -3", "evaluate.timesteps: got -3"),
+        ("evaluate --exit-confidence 0", "evaluate.exit_confidence: got 0.0, must be greater than 0"),
+        ("evaluate --exit-confidence 1", "evaluate.exit_confidence: got 1.0, must be less than 1"),
+        ("evaluate --exit-confidence nan", "evaluate.exit_confidence: "),
+        (
+            "evaluate --exit-confidence 0.9",
+            "evaluate.exit_confidence: got 0.9 for checkpoints/default/ann, a network without time steps to leave at; "
+            "leave it out, or name spiking networks with --from",
+        ),
+        (
+            "evaluate --exit-confidence 0.999 --from converted",
+            "evaluate.exit_confidence: got 0.999, which takes 999 validation images to promise, but the network kept "
+            "back 144; lower it, or keep more back",
+        ),
         ("evaluate --device nonsense", "device: got 'nonsense'"),
         ("report --from tuned --from ann-test", "is of kind snn, wanted evaluation"),
         ("load-ann", "load-ann.weights: is required"),
@@ -795,6 +845,9 @@ def test_there_may_be_no_validation_images(workplace: Path) -> None:
     succeed("train-ann", "--validation", "0", "--width", "0.25", "--epochs", "1", "--name", "all")
     assert set(metrics(of(workplace, "all"))["split"]) == {"train"}
     assert "evaluate.split: 'validation' has no images" in refuse("evaluate", "--split", "validation", "--from", "all")
+    succeed("convert", "--from", "all", "--timesteps", "2", "--calibration-images", "32", "--name", "blind")
+    message = refuse("evaluate", "--exit-confidence", "0.5", "--from", "blind")
+    assert "takes 1 validation images to promise, but the network kept back 0" in message
 
 
 # Networks from elsewhere.

@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "registry", "config", "artifacts", "kernels", "memory"},
     {"surrogates", "neurons", "encoders", "batch"},
     {"networks", "model"},
-    {"conversion", "learning", "data", "metrics", "exporters", "reporting"},
+    {"conversion", "learning", "data", "metrics", "anytime", "exporters", "reporting"},
     {"stages"},
     {"pipeline"},
     {"cli"},

@@ -79,6 +79,9 @@ def accuracy_figure(networks: Sequence[NetworkReport]) -> Figure | None:
             elif len(curve):
                 final = float(curve.iloc[-1])
                 (line,) = axes.plot(curve.index, curve.to_numpy(), markevery=MARKER_DISTANCE, **looks[index])
+                mean, early = (total(network.evaluation, f"exit-{metric}") for metric in ("mean-steps", "accuracy"))
+                if early == early:
+                    axes.plot(mean, 100 * early, color=looks[index]["color"], marker="*", markersize=12)
                 lowest, longest = min(lowest, curve.min()), max(longest, int(curve.index.max()))
             else:
                 continue
@@ -235,7 +238,8 @@ FIGURES = {
         accuracy_figure,
         "Accuracy over time",
         "Accuracy if a spiking network is stopped after T time steps; beside its name, the value at its last step. "
-        "A dashed line is a network without spikes. The axis shows where the networks end: "
+        "A dashed line is a network without spikes. A star is a network whose images leave as soon as their answer is "
+        "clear, at the mean number of steps they take. The axis shows where the networks end: "
         "much lower values at few steps lie below it, and are in the table.",
     ),
     "firing_rates": FigureKind(

@@ -58,6 +58,7 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
         title=title,
         data=_data(networks),
         accuracy=_for_page(accuracy),
+        anytime="mean steps" in accuracy,
         figures=figures,
         provenance=provenance,
     )

@@ -15,8 +15,9 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
     """One row per network: accuracy in % at its last step and at the powers of two before, and what it costs.
 
     `T` is the number of steps, empty for an ann. `vs ANN` is the accuracy at the last step less that of the ann
-    measured on the same data, in points; it is empty where there is no such ann, or more than one. A column that
-    would be empty throughout is left out, and so is the data where it is the same for all.
+    measured on the same data, in points; it is empty where there is no such ann, or more than one. `anytime` is the
+    accuracy if images leave as soon as their answer is clear, after `mean steps`. A column that would be empty
+    throughout is left out, and so is the data where it is the same for all.
     """
     last_steps = [_last_step(network) for network in networks]
     most = max((steps for steps in last_steps if steps is not None), default=0)
@@ -35,12 +36,14 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
                 "accuracy (%)": round(final, 2),
                 "vs ANN (points)": round(final - reference, 2),
                 **{f"T={power} (%)": round(accuracy.get(power, math.nan), 2) for power in powers},
+                "anytime (%)": round(100 * total(network.evaluation, "exit-accuracy"), 2),
+                "mean steps": round(total(network.evaluation, "exit-mean-steps"), 2),
                 "spikes / image": round(total(network.evaluation, "spikes-per-image"), 1),
                 "synaptic operations / image": round(total(network.evaluation, "synaptic-operations"), 1),
             }
         )
     table = pd.DataFrame(rows).astype({"T": "Int64"})
-    optional = ["T", "vs ANN (points)", "spikes / image", "synaptic operations / image"]
+    optional = ["T", "vs ANN (points)", "anytime (%)", "mean steps", "spikes / image", "synaptic operations / image"]
     unneeded = [name for name in optional if table[name].isna().all()]
     if table["data"].nunique() == 1:
         unneeded.append("data")
