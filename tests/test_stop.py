@@ -1098,7 +1098,7 @@ def test_a_step_is_one_of_the_reference_scan(surrogate: str, granularity: str, l
         learned = ("threshold leak", "threshold", "leak", "")[number % 4] if number > 4 else "threshold leak"
         expected = scan_run(*inputs, SURROGATES[surrogate], learned)
         assert shape == (1, 1) or 0.05 < expected["spikes"].mean() < 0.95
-        for kernel in KERNELS:
+        for kernel in HERE:
             got = online_run(*inputs, SURROGATES[surrogate], learned, kernel)
             assert_same_run(got, expected, dtype, (shape, kernel))
 
@@ -1134,7 +1134,7 @@ def test_neurons_run_the_kernel_they_name(monkeypatch: pytest.MonkeyPatch) -> No
         learn(rule_of("stop-wtl"), model, frames, labels)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", HERE)
 def test_the_state_is_changed_in_place_and_nothing_else_is(kernel: str) -> None:
     currents, threshold, leak, start, _ = case((2, 3, 5, 7), "channel", "channels-last", torch.float32)
     before = [value.clone() for value in (currents, threshold, leak, start)]
@@ -1150,7 +1150,7 @@ def test_the_state_is_changed_in_place_and_nothing_else_is(kernel: str) -> None:
     assert state.by_threshold is not None and state.by_threshold.min() < -1
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", HERE)
 def test_halves_meet_membranes_in_single_precision(kernel: str) -> None:
     currents, threshold, leak, start, into = case((2, 3, 5, 7), "channel", "contiguous", torch.float32)
     coarse = currents.to(torch.bfloat16)

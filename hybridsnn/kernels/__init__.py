@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import cpu, reference
+from hybridsnn.kernels import cpu, cuda, reference
 from hybridsnn.registry import look_up
 
 
@@ -135,7 +135,7 @@ def choose(kernel: str, current: Tensor) -> Kernel:
         ConfigError: if the kernel is unknown or cannot run these tensors.
     """
     if kernel == "auto":
-        return KERNELS["numba"] if cpu.supports(current) else KERNELS["reference"]
+        return next(kernel for kernel in reversed(KERNELS.values()) if kernel.supports(current))
     chosen = look_up(KERNELS, kernel, "kernel")
     if not chosen.supports(current):
         raise ConfigError(
@@ -163,4 +163,13 @@ KERNELS = {
         cpu.unpack,
         cpu.advance,
     ),
-}
+    "triton": Kernel(
+        "triton",
+        "one pass over memory, compiled for a GPU",
+        cuda.supports,
+        cuda.forward,
+        cuda.backward,
+        reference.unpack,
+        reference.advance,
+    ),
+}  # the fastest last
