@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels import convolution
+from hybridsnn.kernels import convolution, sparse, sparse_costs
 
 FILTERS = 128  # output channels at a time: their transformed weights take megabytes, those of a deep layer a hundred
 GRID = 2.0**14  # weights that are multiples of one over it have sums that are exact in float32
@@ -14,10 +14,27 @@ GRID = 2.0**14  # weights that are multiples of one over it have sums that are e
 
 def transmit(module: nn.Module, values: Tensor) -> Tensor:
     """Run a convolution or linear layer on `values`, `[N, ...]` to `[N, ...]`."""
+    if supports_sparse(module, values):
+        weight: Any = module.weight
+        geometry = (module.stride, module.padding) if isinstance(module, nn.Conv2d) else ((1, 1), (0, 0))
+        if sparse_costs.pays(sparse.density(values), values, weight, *geometry):
+            if isinstance(module, nn.Conv2d):
+                return sparse.convolution(values, weight, module.bias, *geometry)
+            return sparse.linear(values, weight, module.bias)
     if is_fast(module, values):
         return fast_convolution(module, values)
     output: Tensor = module(values)
     return output
+
+
+def supports_sparse(module: Any, values: Tensor) -> bool:
+    """Whether the kernels whose cost goes with the number of spikes can run a module on `values`."""
+    if torch.is_autocast_enabled(values.device.type):
+        return False
+    if isinstance(module, nn.Conv2d):
+        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return plain and sparse.supports(values, module.weight, module.dilation, module.groups)
+    return isinstance(module, nn.Linear) and sparse.supports(values, module.weight)
 
 
 def is_fast(module: Any, values: Tensor) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels import convolution, transmission
+from hybridsnn.kernels import convolution, sparse, sparse_costs, transmission
 
 
 class LearningSynapse:
@@ -23,7 +23,7 @@ class LearningSynapse:
 
     def forward(self, values: Tensor) -> Tensor:
         """What the module makes of `values`."""
-        return self.module(values)
+        return transmission.transmit(self.module, values)
 
     def backward(self, error: Tensor, trace: Tensor, unit: float, needs_input: bool) -> Tensor | None:
         """Learn from one step.
@@ -56,7 +56,11 @@ class Linear(LearningSynapse):
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
         if self.weight.requires_grad:
             rows, columns = error.flatten(0, -2), trace.flatten(0, -2)
-            if self.weight.grad is not None and self.weight.grad.dtype == error.dtype:
+            if _pays(self.module, columns):
+                if self.weight.grad is None:
+                    self.weight.grad = torch.zeros_like(self.weight)
+                sparse.linear_weight_gradient(columns, rows, self.weight.grad)
+            elif self.weight.grad is not None and self.weight.grad.dtype == error.dtype:
                 self.weight.grad.addmm_(rows.t(), columns)  # the sum without a second tensor of the weight's size
             else:
                 add_gradient(self.weight, rows.t() @ columns)
@@ -117,15 +121,16 @@ class ConvolutionInBlocks(LearningSynapse):
     For calls with many samples, over which that is quickly done: it takes no memory of the size of the weight.
     """
 
-    def forward(self, values: Tensor) -> Tensor:
-        return transmission.fast_convolution(self.module, values)
-
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
+        learns = self.weight.requires_grad
+        if learns and _pays(self.module, trace):
+            add_gradient(self.weight, sparse.convolution_weight_gradient(trace, error))
+            learns = False
         tiling = convolution.tiling_for(trace)
         passed: Tensor | None = None
         for filters in transmission.blocks(self.weight):
             weight, errors = self.weight[filters], error[:, filters]
-            gradient = convolution.WeightGradient(weight, tiling) if self.weight.requires_grad else None
+            gradient = convolution.WeightGradient(weight, tiling) if learns else None
             if needs_input:
                 prepared = convolution.transform_weight(weight, tiling)
                 if gradient is not None:
@@ -153,6 +158,14 @@ def learning_synapse(module: Any, values: Tensor, *, many: bool = False) -> Lear
     if transmission.is_fast(module, values):
         return ConvolutionInBlocks(module) if many else FastConvolution(module, values)
     return Convolution(module)
+
+
+def _pays(module: Any, values: Tensor) -> bool:
+    """Whether the gradient of a weight is best summed over what is not 0 among the values that it learns from."""
+    if not transmission.supports_sparse(module, values):
+        return False
+    padding = getattr(module, "padding", (0, 0))
+    return sparse_costs.weight_gradient_pays(sparse.density(values), values, module.weight, padding)
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor) -> None:

@@ -1,0 +1,272 @@
+"""Synapses that cost as much as there are spikes, against PyTorch's own in double precision."""
+
+from collections.abc import Iterator
+
+import numba
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hybridsnn.kernels import sparse, sparse_costs, vectors
+from hybridsnn.kernels.sparse import (
+    convolution,
+    convolution_weight_gradient,
+    density,
+    linear,
+    linear_weight_gradient,
+    supports,
+)
+from hybridsnn.kernels.sparse_costs import pays, weight_gradient_pays
+
+# batch, channels in, channels out, height, width
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (2, 17, 20, 2, 2),
+    (3, 70, 64, 5, 7),
+    (2, 64, 65, 1, 9),
+    (2, 200, 129, 4, 3),
+    (1, 300, 64, 3, 3),
+    (1, 5, 70, 20, 33),
+]
+MEMORY = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_odd() -> Iterator[None]:
+    """What `torch.empty` hands out is NaN or the largest integer, so that a value nobody wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(4).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Threads that share even the smallest work."""
+    monkeypatch.setattr(sparse, "VALUES", 1)
+    monkeypatch.setattr(sparse, "ADDITIONS", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def spikes(*size: int, share: float = 0.2, seed: int = 0) -> Tensor:
+    return (torch.rand(size, generator=torch.Generator().manual_seed(seed)) < share).float()
+
+
+def sixteenths(*size: int, seed: int = 1) -> Tensor:
+    return torch.randint(-32, 33, size, generator=torch.Generator().manual_seed(seed)) / 16
+
+
+def noise(*size: int, seed: int = 2) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def torch_weight_gradient(inputs: Tensor, errors: Tensor, kernel: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    weight = torch.zeros(errors.shape[1], inputs.shape[1], *kernel, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(F.conv2d(inputs.double(), weight, padding=padding), weight, errors.double())
+    return gradient
+
+
+def assert_close(ours: Tensor, expected: Tensor) -> None:
+    assert ours.dtype == torch.float32
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("threads")
+def test_convolutions_of_spikes_are_exact(shape: tuple[int, ...], memory: str) -> None:
+    """Sums of sixteenths have no rounding, so every bit is known."""
+    batch, channels, outputs, height, width = shape
+    inputs, weight, errors = (
+        each.contiguous(memory_format=MEMORY[memory])
+        for each in (
+            spikes(batch, channels, height, width),
+            sixteenths(outputs, channels, 3, 3),
+            sixteenths(batch, outputs, height, width),
+        )
+    )
+    bias = sixteenths(outputs)
+    expected = F.conv2d(inputs.double(), weight.double(), padding=1)
+    assert torch.equal(convolution(inputs, weight).double(), expected)
+    ours = convolution(inputs, weight, bias)
+    assert torch.equal(ours.double(), expected + bias.double()[:, None, None])
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    gradient = convolution_weight_gradient(inputs, errors)
+    assert torch.equal(gradient.double(), torch_weight_gradient(inputs, errors, (3, 3), (1, 1)))
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("batch", "channels", "outputs"), [(1, 1, 1), (3, 64, 64), (5, 130, 71), (2, 1300, 10)])
+@pytest.mark.usefixtures("threads")
+def test_linear_layers_of_spikes_are_exact(batch: int, channels: int, outputs: int) -> None:
+    inputs, weight, bias = spikes(batch, channels), sixteenths(outputs, channels), sixteenths(outputs)
+    errors, before = sixteenths(batch, outputs), sixteenths(outputs, channels, seed=5)
+    assert torch.equal(linear(inputs, weight).double(), F.linear(inputs.double(), weight.double()))
+    assert torch.equal(linear(inputs, weight, bias).double(), F.linear(inputs.double(), weight.double(), bias.double()))
+    expected = errors.double().t() @ inputs.double()
+    assert torch.equal(linear_weight_gradient(inputs, errors).double(), expected)
+    total = before.clone()
+    assert linear_weight_gradient(inputs, errors, into=total) is total
+    assert torch.equal(total.double(), before.double() + expected)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 100])
+def test_pieces_of_any_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However weights and pictures are cut to fit the cache."""
+    inputs, weight, errors = spikes(3, 70, 6, 5), sixteenths(66, 70, 3, 3), sixteenths(3, 66, 6, 5)
+    monkeypatch.setattr(sparse, "ROWS", rows)
+    monkeypatch.setattr(sparse, "SUMS", rows)
+    assert torch.equal(convolution(inputs, weight).double(), F.conv2d(inputs.double(), weight.double(), padding=1))
+    expected = torch_weight_gradient(inputs, errors, (3, 3), (1, 1))
+    assert torch.equal(convolution_weight_gradient(inputs, errors).double(), expected)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (5, 1), (4, 4)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2), (3, 0), (6, 5)])
+def test_kernels_strides_and_padding(kernel: tuple[int, int], padding: tuple[int, int]) -> None:
+    inputs, weight = spikes(2, 9, 6, 7), sixteenths(10, 9, *kernel)
+    for stride in ((1, 1), (2, 1), (3, 2), (4, 5)):
+        expected = F.conv2d(inputs.double(), weight.double(), stride=stride, padding=padding)
+        assert torch.equal(convolution(inputs, weight, None, stride, padding).double(), expected)
+    errors = sixteenths(*F.conv2d(inputs, weight, padding=padding).shape)
+    expected = torch_weight_gradient(inputs, errors, kernel, padding)
+    assert torch.equal(convolution_weight_gradient(inputs, errors, padding).double(), expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 1.0])
+def test_any_values(share: float) -> None:
+    """Inputs need not be spikes: traces and averages of spikes are numbers of either sign."""
+    inputs = spikes(2, 130, 6, 5, share=share) * noise(2, 130, 6, 5)
+    weight, bias, errors = noise(70, 130, 3, 3), noise(70), noise(2, 70, 6, 5)
+    expected = F.conv2d(inputs.double(), weight.double(), bias.double(), padding=1)
+    assert_close(convolution(inputs, weight, bias), expected)
+    assert_close(convolution_weight_gradient(inputs, errors), torch_weight_gradient(inputs, errors, (3, 3), (1, 1)))
+    flat, flat_weight, flat_errors = inputs.flatten(1), noise(70, 3900), noise(2, 70)
+    assert_close(linear(flat, flat_weight, bias), F.linear(flat.double(), flat_weight.double(), bias.double()))
+    assert_close(linear_weight_gradient(flat, flat_errors), flat_errors.double().t() @ flat.double())
+
+
+@pytest.mark.usefixtures("threads")
+def test_no_bit_depends_on_how_a_batch_is_cut() -> None:
+    inputs, weight = spikes(7, 130, 5, 4), noise(70, 130, 3, 3)
+    whole = convolution(inputs, weight)
+    for sizes in ([1] * 7, [3, 4], [6, 1]):
+        assert torch.equal(torch.cat([convolution(few, weight) for few in inputs.split(sizes)]), whole)
+    flat, flat_weight, errors = inputs.flatten(1), noise(70, 2600), noise(7, 70)
+    outputs, gradient = linear(flat, flat_weight), linear_weight_gradient(flat, errors)
+    for sizes in ([1] * 7, [3, 4], [6, 1]):
+        assert torch.equal(torch.cat([linear(few, flat_weight) for few in flat.split(sizes)]), outputs)
+        total = torch.zeros_like(gradient)
+        for few, few_errors in zip(flat.split(sizes), errors.split(sizes), strict=True):
+            linear_weight_gradient(few, few_errors, into=total)
+        assert torch.equal(total, gradient)
+
+
+def test_no_bit_depends_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, weight, errors = spikes(5, 130, 5, 4), noise(140, 130, 3, 3), noise(5, 140, 5, 4)
+    alone = convolution(inputs, weight), convolution_weight_gradient(inputs, errors)
+    monkeypatch.setattr(sparse, "VALUES", 1)
+    monkeypatch.setattr(sparse, "ADDITIONS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    together = convolution(inputs, weight), convolution_weight_gradient(inputs, errors)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_inputs_that_skip_memory() -> None:
+    every = spikes(4, 40, 10, 9)
+    some, weight, errors = every[::2, 1::3, :, ::2], sixteenths(20, 13, 3, 3), sixteenths(2, 20, 10, 9)[..., :5]
+    assert torch.equal(convolution(some, weight), F.conv2d(some, weight, padding=1))
+    expected = torch_weight_gradient(some, errors, (3, 3), (1, 1))
+    assert torch.equal(convolution_weight_gradient(some, errors).double(), expected)
+    assert density(some) == pytest.approx(some.mean().item())
+
+
+def test_nothing_is_written_to_what_is_read_and_nothing_is_recorded() -> None:
+    given = spikes(2, 17, 5, 4), noise(20, 17, 3, 3), noise(20), noise(2, 20, 5, 4)
+    inputs, weight, bias, errors = (each.clone().requires_grad_() for each in given)
+    assert not convolution(inputs, weight, bias).requires_grad
+    assert not convolution_weight_gradient(inputs, errors).requires_grad
+    assert all(torch.equal(now, before) for now, before in zip((inputs, weight, bias, errors), given, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.usefixtures("threads")
+def test_density(share: float) -> None:
+    for values in (spikes(3, 5, 7, 9, share=share), -spikes(1000, share=share), torch.zeros(0)):
+        assert density(values) == values.count_nonzero() / max(1, values.numel())
+
+
+def test_supports() -> None:
+    inputs, weight = torch.empty(2, 6, 4, 4), torch.empty(8, 6, 3, 3)
+    assert supports(inputs, weight)
+    assert supports(inputs[..., 0, 0], weight[..., 0, 0])
+    refused: dict[str, bool] = {
+        "double precision": supports(inputs.double(), weight.double()),
+        "half precision": supports(inputs.bfloat16(), weight),
+        "another device": supports(inputs.to("meta"), weight.to("meta")),
+        "one dimension": supports(inputs[0, 0], weight[0]),
+        "sequences": supports(inputs[..., 0], weight[..., 0]),
+        "a dilation": supports(inputs, weight, dilation=(1, 2)),
+        "groups": supports(inputs, weight[:, :3], groups=2),
+        "no pictures": supports(inputs[:0], weight),
+    }
+    assert not [what for what, answer in refused.items() if answer]
+
+
+# batch, channels in, channels out, side
+LAYERS = [(64, 64, 64, 32), (256, 128, 128, 16), (160, 256, 256, 8), (160, 512, 512, 4), (160, 512, 512, 2)]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_pays_in_convolutions(layer: tuple[int, ...]) -> None:
+    batch, channels, outputs, side = layer
+    inputs, weight = torch.empty(batch, channels, side, side), torch.empty(outputs, channels, 3, 3)
+    for pay in (pays, weight_gradient_pays):
+        answers = [pay(share / 100, inputs, weight) for share in range(101)]
+        assert answers == sorted(answers, reverse=True), "once too many, more spikes are too many too"
+        assert 4 <= sum(answers) <= 60
+
+
+def test_what_pays_in_linear_layers() -> None:
+    weight = torch.empty(4096, 4096)
+    many, few = torch.empty(256, 4096), torch.empty(1, 4096)
+    for pay in (pays, weight_gradient_pays):
+        assert pay(0.2, many, weight)
+        assert not pay(0.8, many, weight)
+        assert not pay(0.0, few, weight), "one row does not make up for copying the weight"
+        assert not pay(0.2, many, weight[:10]), "ten outputs fill a sixth of a row"
+
+
+def test_taps_outside_of_a_picture_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, weight = torch.empty(1, 8, 2, 5), torch.empty(8, 8, 3, 3)
+    geometry = sparse.Geometry.of(inputs, weight, (1, 2), (1, 1))
+    assert geometry.taps_inside == int(F.conv2d(torch.ones(1, 1, 2, 5), torch.ones(1, 1, 3, 3), None, (1, 2), 1).sum())
+    monkeypatch.setattr(sparse_costs, "LIST_INPUT", float("inf"))
+    assert not pays(0.0, inputs, weight)
+
+
+def test_transpose() -> None:
+    for rows, columns in ((1, 1), (8, 8), (7, 16), (17, 9), (24, 40)):
+        source = np.random.default_rng(0).random((columns + 2, rows + 3), np.float32)
+        target = np.zeros((rows + 1, columns + 5), np.float32)
+        vectors.transpose(source.ravel(), rows + 3, rows + 3, target.ravel(), 2, columns + 5, rows, columns)
+        assert np.array_equal(target[:rows, 2 : columns + 2], source[1 : columns + 1, :rows].T)
+        assert np.count_nonzero(target) == rows * columns
+
+
+def test_masks() -> None:
+    @numba.njit
+    def masks(values, at):  # type: ignore[no-untyped-def]
+        mask = vectors.active(values, at)
+        return mask, vectors.bits(mask), vectors.lowest(mask)
+
+    values = np.zeros(100, np.float32)
+    values[[9, 10, 20, 73, 74]] = 1, 2, -0.25, np.nan, 1
+    values[30] = -0.0
+    assert masks(values, 10) == (1 | 1 << 10 | 1 << 63, 3, 0)
+    assert masks(values, 11) == (1 << 9 | 1 << 62 | 1 << 63, 3, 9)
