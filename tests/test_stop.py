@@ -34,6 +34,7 @@ SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear": lambda distance, threshold: 0.3 / threshold * (1 - distance.abs() / threshold).clamp(min=0),
 }
 Gradients = dict[str, Tensor]
+HERE = [name for name, kernel in KERNELS.items() if kernel.supports(torch.zeros(1))]
 
 
 # Models and what they learn.

@@ -12,15 +12,15 @@ FILTERS = 128  # output channels at a time: their transformed weights take megab
 GRID = 2.0**14  # weights that are multiples of one over it have sums that are exact in float32
 
 
-def transmit(module: nn.Module, values: Tensor) -> Tensor:
+def transmit(module: Any, values: Tensor) -> Tensor:
     """Run a convolution or linear layer on `values`, `[N, ...]` to `[N, ...]`."""
     if supports_sparse(module, values):
-        weight: Any = module.weight
-        geometry = (module.stride, module.padding) if isinstance(module, nn.Conv2d) else ((1, 1), (0, 0))
-        if sparse_costs.pays(sparse.density(values), values, weight, *geometry):
-            if isinstance(module, nn.Conv2d):
-                return sparse.convolution(values, weight, module.bias, *geometry)
-            return sparse.linear(values, weight, module.bias)
+        convolves = isinstance(module, nn.Conv2d)
+        geometry = (module.stride, module.padding) if convolves else ((1, 1), (0, 0))
+        if sparse_costs.pays(sparse.density(values), values, module.weight, *geometry):
+            if convolves:
+                return sparse.convolution(values, module.weight, module.bias, *geometry)
+            return sparse.linear(values, module.weight, module.bias)
     if is_fast(module, values):
         return fast_convolution(module, values)
     output: Tensor = module(values)
@@ -31,10 +31,11 @@ def supports_sparse(module: Any, values: Tensor) -> bool:
     """Whether the kernels whose cost goes with the number of spikes can run a module on `values`."""
     if torch.is_autocast_enabled(values.device.type):
         return False
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, nn.Conv2d):
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return plain and sparse.supports(values, module.weight, module.dilation, module.groups)
-    return isinstance(module, nn.Linear) and sparse.supports(values, module.weight)
+        return plain and sparse.supports(values, weight, module.dilation, module.groups)  # type: ignore[arg-type]
+    return isinstance(module, nn.Linear) and sparse.supports(values, weight)
 
 
 def is_fast(module: Any, values: Tensor) -> bool:

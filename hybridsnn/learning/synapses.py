@@ -56,7 +56,7 @@ class Linear(LearningSynapse):
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
         if self.weight.requires_grad:
             rows, columns = error.flatten(0, -2), trace.flatten(0, -2)
-            if _pays(self.module, columns):
+            if self.weight.is_contiguous() and _pays(self.module, columns):
                 if self.weight.grad is None:
                     self.weight.grad = torch.zeros_like(self.weight)
                 sparse.linear_weight_gradient(columns, rows, self.weight.grad)
