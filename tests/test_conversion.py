@@ -311,8 +311,9 @@ def test_thresholds_do_not_depend_on_order_or_batches(
 
     expected = thresholds(whole)
     assert all(value.shape == (value.shape[:1] if granularity == "channel" else ()) for value in expected.values())
-    for frames in (1, 48, 10**6):
+    for frames, room in ((1, 2**30), (48, 0), (48, 9000), (10**6, 2**30)):
         monkeypatch.setattr(balancers, "FRAMES", max(16, frames))
+        monkeypatch.setattr(balancers, "CURRENTS", room)  # those that do not fit are computed again
         for chosen in (whole, shuffled):
             for name, value in thresholds(chosen).items():
                 torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=0)

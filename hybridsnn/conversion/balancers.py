@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
@@ -14,10 +13,12 @@ from hybridsnn.batch import without_time
 from hybridsnn.conversion.preparation import module_of
 from hybridsnn.conversion.scales import Scales, thresholds_for_activations
 from hybridsnn.encoders import Encoder
+from hybridsnn.kernels import Kernel, choose
 from hybridsnn.model import Simulation
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 
-FRAMES = 2048  # how many frames a synapse sees at once while balancing; bounds the memory of the sweep
+FRAMES = 512  # how many frames a synapse sees at once while balancing; bounds the memory of the sweep
+CURRENTS = 2**31  # bytes of a layer's currents that are kept from their maximum until they make spikes
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Balancer:
 def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str, Tensor]:
     """`max`: the largest current that spike trains of the balanced layers before produce (hybrid paper, section 2.2).
 
-    One sweep: a layer's currents depend on earlier layers only, so their spike trains are kept, one bit for each
-    neuron and step, and each synapse is computed twice, once to find the maximum and once to fire. A true maximum
-    over images and steps, so the order of the images does not matter.
+    One sweep: a layer's currents depend on earlier layers only, whose spike trains are kept, one bit for each neuron
+    and step. So each synapse is computed once for its maximum, and once more only for currents that did not fit in
+    memory until the threshold was known. A true maximum over images and steps: the order of the images does not matter.
     """
     body.eval()
     scales = Scales(body, calibration.encoder.scale)
@@ -75,7 +76,7 @@ def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str,
         node: _segment(body, node) for node in body.graph.nodes if isinstance(module_of(body, node), SpikingNeuron)
     }
     last_use = {source: neuron for neuron, segment in segments.items() for source in segment.sources}
-    batch = max(1, FRAMES // calibration.timesteps)
+    batches = list(calibration.batches(max(1, FRAMES // calibration.timesteps)))
     trains: dict[fx.Node, list[_SpikeTrain]] = {}
     thresholds = {}
 
@@ -86,23 +87,33 @@ def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str,
             continue
         segment = segments[node]
 
-        def currents(segment: "_Segment" = segment) -> Iterator[Tensor]:
-            for place, (images, indices) in enumerate(calibration.batches(batch)):
-                yield Simulation(segment.graph).simulate(
-                    *(
-                        calibration.encoder(images, indices, calibration.timesteps, seed=calibration.seed)
-                        if source.op == "placeholder"
-                        else trains[source][place].unpack(like=images)
-                        for source in segment.sources
-                    )
+        def current_of(place: int, segment: "_Segment" = segment) -> Tensor:
+            images, indices = batches[place]
+            return Simulation(segment.graph).simulate(
+                *(
+                    calibration.encoder(images, indices, calibration.timesteps, seed=calibration.seed)
+                    if source.op == "placeholder"
+                    else trains[source][place].spikes()
+                    for source in segment.sources
                 )
+            )
 
-        peaks = [_largest(current, per_channel=neuron.threshold.dim() == 1) for current in currents()]
+        peaks, kept, room = [], {}, CURRENTS if node in last_use else 0
+        for place in range(len(batches)):
+            current = current_of(place)
+            peaks.append(_largest(current, per_channel=neuron.threshold.dim() == 1))
+            size = current.untyped_storage().nbytes()
+            if size <= room:
+                kept[place] = current
+                room -= size
         scales.set_threshold(node, torch.stack(peaks).amax(0))
         thresholds[str(node.target)] = neuron.threshold.detach().clone()
         scales.visit(node)
         if node in last_use:
-            trains[node] = [_SpikeTrain.pack(neuron(current)[0]) for current in currents()]
+            trains[node] = [
+                _SpikeTrain.of(neuron, kept.pop(place) if place in kept else current_of(place))
+                for place in range(len(batches))
+            ]
         for source in segment.sources:
             if last_use[source] is node:
                 trains.pop(source, None)
@@ -119,18 +130,32 @@ def _largest(current: Tensor, per_channel: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class _SpikeTrain:
-    """Spikes `[T, B, *N]`, one bit each."""
+    """Spikes `[T, B, *N]` of a layer, one bit each."""
 
-    bits: np.ndarray
-    shape: torch.Size
+    kernel: Kernel
+    bits: Tensor
+    steps: int
+    dtype: torch.dtype
 
     @classmethod
-    def pack(cls, spikes: Tensor) -> "_SpikeTrain":
-        return cls(np.packbits(spikes.contiguous().view(-1).to("cpu", torch.bool).numpy()), spikes.shape)
+    def of(cls, neuron: SpikingNeuron, current: Tensor) -> "_SpikeTrain":
+        """What a layer makes of currents `[T, B, *N]`, whose memory it may use."""
+        kernel = choose(neuron.kernel, current)
+        state = neuron.initial_state(current)
+        *_, bits, _ = kernel.forward(
+            current,
+            neuron.threshold.detach(),
+            neuron.leak.detach(),
+            *state,
+            neuron.reset == "hard",
+            pack=True,
+            overwrite=True,
+        )
+        assert bits is not None
+        return cls(kernel, bits, len(current), current.dtype)
 
-    def unpack(self, like: Tensor) -> Tensor:
-        spikes = torch.from_numpy(np.unpackbits(self.bits, count=self.shape.numel())).view(self.shape)
-        return spikes.to(like.device, like.dtype)
+    def spikes(self) -> Tensor:
+        return self.kernel.unpack(self.bits, self.steps, self.dtype)
 
 
 @dataclass(frozen=True)

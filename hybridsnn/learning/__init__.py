@@ -32,11 +32,13 @@ class Options:
     Attributes:
         backward_steps: how many steps have a backward pass; None: all.
         readout_loss: the loss of a step is that of the readout, not of what flows into it at the step.
+        memory_budget: bytes for a training step, besides weights and their gradients; None: see the rule.
     """
 
     surrogate: Surrogate
     backward_steps: int | None = None
     readout_loss: bool = False
+    memory_budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Rule:
         thresholds, leaks: whether it learns them; None: where it is asked to.
         some_steps: whether it can leave out the backward pass of some steps.
         loss_per_step: whether it has a loss at every step.
+        keeps_spikes: whether it keeps those of the whole run, and so can be given a memory budget.
     """
 
     summary: str
@@ -58,6 +61,7 @@ class Rule:
     leaks: bool | None = None
     some_steps: bool = False
     loss_per_step: bool = True
+    keeps_spikes: bool = False
 
 
 ONLINE = ("exponential", "triangle", "linear")
@@ -76,15 +80,17 @@ def _stop(parameters: str, *, thresholds: bool, leaks: bool) -> Rule:
 RULES = {
     "stdb": Rule(
         "spike timing dependent backpropagation: BPTT with a surrogate of the time since the last spike",
-        lambda options: BackPropagationThroughTime(options.surrogate),
+        lambda options: BackPropagationThroughTime(options.surrogate, memory_budget=options.memory_budget),
         ("spike-time",),
         loss_per_step=False,
+        keeps_spikes=True,
     ),
     "linear": Rule(
         "BPTT with a triangular surrogate of the distance to the threshold",
-        lambda options: BackPropagationThroughTime(options.surrogate),
+        lambda options: BackPropagationThroughTime(options.surrogate, memory_budget=options.memory_budget),
         ("linear",),
         loss_per_step=False,
+        keeps_spikes=True,
     ),
     "stop-w": _stop("weights", thresholds=False, leaks=False),
     "stop-wt": _stop("weights and thresholds", thresholds=True, leaks=False),
@@ -98,8 +104,14 @@ RULES = {
     ),
     "stbp": Rule(
         "BPTT with a loss at every step and a detached reset: what STOP is compared with",
-        lambda options: BackPropagationThroughTime(options.surrogate, per_step=True, readout_loss=options.readout_loss),
+        lambda options: BackPropagationThroughTime(
+            options.surrogate,
+            per_step=True,
+            readout_loss=options.readout_loss,
+            memory_budget=options.memory_budget,
+        ),
         (*ONLINE, "spike-time"),
+        keeps_spikes=True,
     ),
     "ottt": Rule(
         "online training through time: the trace rule of stop-w with the triangular surrogate",

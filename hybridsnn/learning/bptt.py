@@ -55,8 +55,8 @@ class BackPropagationThroughTime:
         per_step: the loss is a mean over the steps (STBP), instead of the cross-entropy of the readout at the last
             step (Rathi et al., 2020): of the cross-entropy of what flows into the readout, or
         readout_loss: of the readout itself, at each step.
-        memory_budget: bytes for what a training step needs besides weights and their gradients; None: as many as
-            steps that fill a byte need, or half a gigabyte if that is more.
+        memory_budget: bytes for what a training step needs besides weights and their gradients; None: for the work
+            on a chunk 128 MiB, or 8 steps if they take more.
 
     Raises:
         ConfigError: in `step`, if the budget is too small.

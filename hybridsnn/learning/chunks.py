@@ -70,17 +70,17 @@ def chunks_of_time(
     if budget is None:
         longest = max(BYTE, int(WORKSPACE / working) // BYTE * BYTE)
         return _cut(timesteps, timesteps if timesteps * working <= WORKSPACE else longest)
-    candidates = [timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE), 0, -1)]
-    for longest in candidates:
-        chunks = _cut(timesteps, longest)
-        if kept(chunks) + max(chunks) * working <= budget:
+    longest_first = [timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE) - 1, 0, -1)]
+    cuts = [_cut(timesteps, longest) for longest in longest_first]
+    needs = [kept(chunks) + max(chunks) * working for chunks in cuts]
+    for chunks, need in zip(cuts, needs, strict=True):
+        if need <= budget:
             return chunks
-    few = _cut(timesteps, min(timesteps, BYTE))
+    least, chunks = min(zip(needs, cuts, strict=True))
     raise ConfigError(
-        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least "
-        f"{(kept(few) + max(few) * working) / 2**30:.3g}: batch {batch} x {timesteps} steps x "
-        f"{footprint.neurons:,} neurons take {kept(few) / 2**30:.3g}, the work on {max(few)} steps "
-        f"{max(few) * working / 2**30:.3g}; give more, or a smaller batch"
+        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least {least / 2**30:.3g}: what is kept of "
+        f"{footprint.neurons:,} neurons x {timesteps} steps x batch {batch} takes {kept(chunks) / 2**30:.3g}, the work "
+        f"on {max(chunks)} of the steps {max(chunks) * working / 2**30:.3g}; give more, or a smaller batch"
     )
 
 

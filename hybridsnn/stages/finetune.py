@@ -46,6 +46,12 @@ class FinetuneConfig(TrainingSettings):
     backward_steps: int | None = Field(
         None, gt=0, description="For sltt: steps, drawn anew for each batch, that have a backward pass; unset: all."
     )
+    memory_budget: float | None = Field(
+        None,
+        gt=0,
+        description="GiB for a training step besides weights, gradients and optimiser, for methods that keep all "
+        "spikes; time is cut into chunks that fit. Unset: 128 MiB for a chunk, or 8 steps if they take more.",
+    )
     learn_thresholds: bool | None = Field(
         None, description="Train thresholds too (kept above 0 by projection); unset: as the method says."
     )
@@ -70,6 +76,9 @@ class FinetuneConfig(TrainingSettings):
         if self.backward_steps is not None and not rule.some_steps:
             able = ", ".join(name for name, entry in RULES.items() if entry.some_steps)
             raise ValueError(f"backward_steps is for {able}, not for '{self.method}'; leave it out")
+        if self.memory_budget is not None and not rule.keeps_spikes:
+            able = ", ".join(name for name, entry in RULES.items() if entry.keeps_spikes)
+            raise ValueError(f"memory_budget is for {able}, not for '{self.method}'; leave it out")
         if self.loss != "current" and not rule.loss_per_step:
             raise ValueError(f"loss is for methods with a loss at every step, not for '{self.method}'; leave it out")
         for what, asked, says in (
@@ -91,7 +100,10 @@ class FinetuneConfig(TrainingSettings):
         """The learning rule."""
         entry = RULES[self.method]
         surrogate = SURROGATES[self.surrogate or entry.surrogates[0]]
-        return entry.build(Options(surrogate, self.backward_steps, readout_loss=self.loss == "readout"))
+        budget = None if self.memory_budget is None else int(self.memory_budget * 2**30)
+        return entry.build(
+            Options(surrogate, self.backward_steps, readout_loss=self.loss == "readout", memory_budget=budget)
+        )
 
 
 def run(work: Work) -> None:
