@@ -87,6 +87,10 @@ def _compile_narrowed(flags, row):  # type: ignore[no-untyped-def]
     return narrow
 
 
+# What a block of neurons works with lies in one array, line after line of `BLOCK` values. Lines are then known to be
+# apart, so that the compiler makes vectors of the loops; of as many separate arrays it would have to ask each time.
+
+
 @numba.njit(cache=True, nogil=True)
 def _forward(  # type: ignore[no-untyped-def]
     begin,
@@ -108,55 +112,53 @@ def _forward(  # type: ignore[no-untyped-def]
     """Spikes may be the memory of the currents: each row is read before it is written."""
     steps = spikes.shape[0]
     zero, one = membrane.dtype.type(0), membrane.dtype.type(1)
+    work = np.empty(8 * BLOCK, membrane.dtype)
+    level, keep, rest, clock, value, out, byte = 0, BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK, 5 * BLOCK, 6 * BLOCK
+    wide = work[7 * BLOCK :]
     for low in range(begin, end, BLOCK):
         high = min(end, low + BLOCK)
         size = high - low
-        level = np.empty(size, membrane.dtype)
-        keep = np.empty(size, membrane.dtype)
-        spread(threshold, threshold_group, low, level)
-        spread(leak, leak_group, low, keep)
-        rest = membrane[low:high].copy()
-        clock = since[low:high].astype(membrane.dtype)  # counts as floats, which fill the same vectors as the membranes
-        wide = np.empty(size, membrane.dtype)
-        out = np.empty(size, membrane.dtype)
-        byte = np.zeros(size, membrane.dtype)
+        spread(threshold, threshold_group, low, work[level : level + size])
+        spread(leak, leak_group, low, work[keep : keep + size])
+        work[rest : rest + size] = membrane[low:high]
+        work[clock : clock + size] = since[low:high]  # counts as floats, which fill the same vectors as the membranes
+        work[byte : byte + size] = zero
         for t in range(steps):
             # A current that is the same at every step comes as a single row.
             row = _widened(current[t if current.shape[0] > 1 else 0, low:high], wide)
+            for i in range(size):
+                work[value + i] = work[keep + i] * work[rest + i] + row[i]
             if potentials.shape[0] > 0:
-                potential = potentials[t, low:high]
-                for i in range(size):
-                    potential[i] = keep[i] * rest[i] + row[i]
-            # One loop for each reset, without branches inside, so that the compiler makes vectors of them.
+                potentials[t, low:high] = work[value : value + size]
+            # One loop for each reset, without branches inside.
             if hard:
                 for i in range(size):
-                    value = keep[i] * rest[i] + row[i]
-                    fired = value >= level[i]
-                    out[i] = one if fired else zero
-                    rest[i] = zero if fired else value
-                    clock[i] = one if fired else clock[i] + one
+                    fired = work[value + i] >= work[level + i]
+                    work[out + i] = one if fired else zero
+                    work[rest + i] = zero if fired else work[value + i]
+                    work[clock + i] = one if fired else work[clock + i] + one
             else:
                 for i in range(size):
-                    value = keep[i] * rest[i] + row[i]
-                    fired = value >= level[i]
-                    out[i] = one if fired else zero
-                    rest[i] = value - (level[i] if fired else zero)
-                    clock[i] = one if fired else clock[i] + one
-            _narrowed(out, spikes[t, low:high])
+                    fired = work[value + i] >= work[level + i]
+                    work[out + i] = one if fired else zero
+                    work[rest + i] = work[value + i] - (work[level + i] if fired else zero)
+                    work[clock + i] = one if fired else work[clock + i] + one
+            _narrowed(work[out : out + size], spikes[t, low:high])
             if bits.shape[0] > 0:
                 weight = membrane.dtype.type(1 << (t & 7))
                 for i in range(size):
-                    byte[i] += weight * out[i]
+                    work[byte + i] += weight * work[out + i]
                 if t & 7 == 7 or t == steps - 1:
                     word = bits[t >> 3, low:high]
                     for i in range(size):
-                        word[i] = np.uint8(byte[i])
-                        byte[i] = zero
-        final_membrane[low:high] = rest
-        final_since[low:high] = clock
+                        word[i] = np.uint8(np.int32(work[byte + i]))
+                    work[byte : byte + size] = zero
+        final_membrane[low:high] = work[rest : rest + size]
+        for i in range(size):
+            final_since[low + i] = np.int32(work[clock + i])
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _backward(  # type: ignore[no-untyped-def]
     begin,
     end,
@@ -182,96 +184,105 @@ def _backward(  # type: ignore[no-untyped-def]
 ):
     steps = grad_current.shape[0]
     zero, one = grad_current.dtype.type(0), grad_current.dtype.type(1)
+    work = np.empty(10 * BLOCK, grad_current.dtype)
+    level, keep, width, scale, slope, spike = 0, BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK, 5 * BLOCK
+    decayed, carried, by_threshold, by_leak = 6 * BLOCK, 7 * BLOCK, 8 * BLOCK, 9 * BLOCK
     for low in range(begin, end, BLOCK):
         high = min(end, low + BLOCK)
         size = high - low
-        level = np.empty(size, grad_current.dtype)
-        keep = np.empty(size, grad_current.dtype)
-        slope = np.empty(size, grad_current.dtype)
-        spike = np.empty(size, grad_current.dtype)
-        spread(threshold, threshold_group, low, level)
-        spread(leak, leak_group, low, keep)
-        width = level if relative else np.ones_like(level)
-        scale = height / width
+        spread(threshold, threshold_group, low, work[level : level + size])
+        spread(leak, leak_group, low, work[keep : keep + size])
+        for i in range(size):
+            work[width + i] = work[level + i] if relative else one
+        for i in range(size):
+            work[scale + i] = height / work[width + i]
+        if shape == 0:
+            for i in range(size):
+                work[decayed + i] = table[since[low + i]]
         # Forward in time: the gradient that enters the membrane at each step, spike gradient times slope.
-        clock = since[low:high].copy()
         for t in range(steps):
             if shape == 0:
-                word, place = bits[t >> 3, low:high], np.uint8(t & 7)
+                # exp(-decay * steps since the last spike), a factor a step
+                _spikes_of(bits[t >> 3, low:high], t, work[spike : spike + size])
                 for i in range(size):
-                    slope[i] = scale[i] * table[clock[i]]
-                    fired = (word[i] >> place) & np.uint8(1)
-                    clock[i] = np.int32(1) if fired else clock[i] + np.int32(1)
+                    work[slope + i] = work[scale + i] * work[decayed + i]
+                    work[decayed + i] = table[1] * (one if work[spike + i] > zero else work[decayed + i])
             else:
                 potential = potentials[t, low:high]
+                for i in range(size):
+                    work[slope + i] = -abs(potential[i] - work[level + i]) / work[width + i]
                 if shape == 1:
                     for i in range(size):
-                        slope[i] = scale[i] * max(zero, one - abs(potential[i] - level[i]) / width[i])
+                        work[slope + i] = work[scale + i] * max(zero, one + work[slope + i])
                 else:
                     for i in range(size):
-                        slope[i] = scale[i] * exponential(-abs(potential[i] - level[i]) / width[i])
+                        work[slope + i] = work[scale + i] * exponential(work[slope + i])
             entering = grad_current[t, low:high]
             if grad_spikes.size > 0:
                 incoming = grad_spikes[t, low:high]
                 for i in range(size):
-                    entering[i] = incoming[i] * slope[i]
+                    entering[i] = incoming[i] * work[slope + i]
             else:  # they lie where the gradients of the currents go
                 for i in range(size):
-                    entering[i] *= slope[i]
+                    entering[i] *= work[slope + i]
         # Backward in time: the leak carries it to earlier steps. The reset is not differentiated.
-        carried = grad_final[low:high].copy()
-        per_threshold = np.zeros(size, grad_current.dtype)
+        work[carried : carried + size] = grad_final[low:high]
+        work[by_threshold : by_threshold + size] = zero
+        work[by_leak : by_leak + size] = zero
         for t in range(steps - 1, -1, -1):
             entering = grad_current[t, low:high]
             if hard or grad_threshold.size > 0:
-                _spikes_of(bits, t, low, spike)
+                _spikes_of(bits[t >> 3, low:high], t, work[spike : spike + size])
             if grad_threshold.size > 0:
                 if hard:
                     for i in range(size):
-                        per_threshold[i] -= entering[i]
+                        work[by_threshold + i] -= entering[i]
                 else:
                     for i in range(size):
-                        per_threshold[i] -= entering[i] + carried[i] * spike[i]
+                        work[by_threshold + i] -= entering[i] + work[carried + i] * work[spike + i]
             if hard:
                 for i in range(size):
-                    entering[i] += carried[i] * (one - spike[i])
-                    carried[i] = keep[i] * entering[i]
+                    entering[i] += work[carried + i] * (one - work[spike + i])
             else:
                 for i in range(size):
-                    entering[i] += carried[i]
-                    carried[i] = keep[i] * entering[i]
+                    entering[i] += work[carried + i]
+            for i in range(size):
+                work[carried + i] = work[keep + i] * entering[i]
             if grad_leak.size > 0:
                 if t == 0:
+                    before = membrane[low:high]
                     for i in range(size):
-                        grad_leak[low + i] += entering[i] * membrane[low + i]
+                        work[by_leak + i] += entering[i] * before[i]
                 else:
-                    _spikes_of(bits, t - 1, low, spike)
+                    _spikes_of(bits[(t - 1) >> 3, low:high], t - 1, work[spike : spike + size])
                     before = potentials[t - 1, low:high]
                     for i in range(size):
-                        lost = before[i] * spike[i] if hard else level[i] * spike[i]
-                        grad_leak[low + i] += entering[i] * (before[i] - lost)
-        grad_membrane[low:high] = carried
+                        lost = before[i] if hard else work[level + i]
+                        work[by_leak + i] += entering[i] * (before[i] - lost * work[spike + i])
+        grad_membrane[low:high] = work[carried : carried + size]
         if grad_threshold.size > 0:
-            grad_threshold[low:high] = per_threshold
+            grad_threshold[low:high] = work[by_threshold : by_threshold + size]
+        if grad_leak.size > 0:
+            grad_leak[low:high] = work[by_leak : by_leak + size]
 
 
 @numba.njit(cache=True, nogil=True)
-def _spikes_of(bits, t, low, spike):  # type: ignore[no-untyped-def]
-    """The spikes of the neurons low, low + 1, ... at step t, as floats."""
-    word, place = bits[t >> 3], np.uint8(t & 7)
+def _spikes_of(word, t, spike):  # type: ignore[no-untyped-def]
+    """The spikes at step t as floats, from the bytes that hold them."""
+    mask = np.uint8(1 << (t & 7))
+    zero, one = spike.dtype.type(0), spike.dtype.type(1)
     for i in range(spike.size):
-        spike[i] = (word[low + i] >> place) & np.uint8(1)
+        spike[i] = one if word[i] & mask != 0 else zero
 
 
 @numba.njit(cache=True, nogil=True)
 def _unpack(begin, end, bits, spikes):  # type: ignore[no-untyped-def]
-    row = np.empty(BLOCK, np.float32)
+    flags = np.empty(BLOCK, np.float32)
     for low in range(begin, end, BLOCK):
         high = min(end, low + BLOCK)
         for t in range(spikes.shape[0]):
-            flags = row[: high - low]
-            _spikes_of(bits, t, low, flags)
-            _narrowed(flags, spikes[t, low:high])
+            _spikes_of(bits[t >> 3, low:high], t, flags[: high - low])
+            _narrowed(flags[: high - low], spikes[t, low:high])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -279,10 +290,9 @@ def _advance(begin, end, bits, steps, since):  # type: ignore[no-untyped-def]
     for low in range(begin, end, BLOCK):
         clock = since[low : min(end, low + BLOCK)]
         for t in range(steps):
-            word, place = bits[t >> 3, low : low + clock.size], np.uint8(t & 7)
+            word, mask = bits[t >> 3, low : low + clock.size], np.uint8(1 << (t & 7))
             for i in range(clock.size):
-                fired = (word[i] >> place) & np.uint8(1)
-                clock[i] = np.int32(1) if fired else clock[i] + np.int32(1)
+                clock[i] = np.int32(1) if word[i] & mask != 0 else clock[i] + np.int32(1)
 
 
 def _worth_a_thread(steps: int) -> int:
@@ -363,7 +373,7 @@ def backward(
     nothing = torch.empty(0, dtype=wide)
     table = nothing
     if surrogate.shape == "spike-time":
-        intervals = torch.arange(int(clock.max()) + steps + 1, dtype=torch.float64)
+        intervals = torch.arange(max(1, int(clock.max())) + 1, dtype=torch.float64)
         table = torch.exp(-surrogate.decay * intervals).to(wide)
     incoming = torch.zeros(neurons, dtype=wide) if grad_membrane is None else layout.row(grad_membrane).to(wide)
     kept = torch.empty(0, neurons, dtype=wide) if potentials is None else layout.rows(potentials).to(wide)

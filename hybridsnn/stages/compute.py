@@ -48,8 +48,8 @@ def keep_freed_memory() -> None:
 
     Spike trains are allocated anew at every step: on two cores, faulting their pages in took a quarter of the time.
     """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     with suppress(OSError, AttributeError):  # another C library than glibc
         library = ctypes.CDLL("libc.so.6")
-        for parameter in (trim_threshold, mmap_threshold):
-            library.mallopt(parameter, 2**31 - 2**12)
+        library.mallopt(trim_threshold, 2**31 - 2**12)
+        library.mallopt(mmap_max, 0)
