@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from hybridsnn.encoders import Frames
 from hybridsnn.errors import ConfigError
 from hybridsnn.model import SYNAPSES
-from hybridsnn.neurons import SpikingNeuron, TemporalModule
+from hybridsnn.neurons import SharedDropout, SpikingNeuron, TemporalModule
 from hybridsnn.surrogates import Surrogate
 
 BYTE = 8  # steps whose spikes fill a byte
@@ -26,12 +26,14 @@ class Footprint:
         neurons: how many there are.
         bits: for each step of the run: the spikes of all neurons.
         membranes: for each step of the run, where the surrogate sees them or a leak learns.
+        state: once: membranes and clocks of all neurons, and masks of dropouts.
         working: for each step of a chunk: values and errors around the layer that has most of them.
     """
 
     neurons: int
     bits: float
     membranes: float
+    state: float
     working: float
 
     @classmethod
@@ -41,7 +43,8 @@ class Footprint:
         sizes.run(frame.to("meta"))
         learns_leak = any(module.leak.requires_grad for module in body.modules() if isinstance(module, SpikingNeuron))
         membranes = FLOAT * sizes.neurons if surrogate.needs_membrane or learns_leak else 0
-        return cls(sizes.neurons, sizes.neurons / BYTE, membranes, FLOAT * sizes.working)
+        state = 2 * FLOAT * sizes.neurons + FLOAT * sizes.masks
+        return cls(sizes.neurons, sizes.neurons / BYTE, membranes, state, FLOAT * sizes.working)
 
 
 def chunks_of_time(
@@ -65,7 +68,7 @@ def chunks_of_time(
 
     def kept(chunks: tuple[int, ...]) -> float:
         whole_bytes = BYTE * sum(math.ceil(steps / BYTE) for steps in chunks)
-        return batch * (footprint.bits * whole_bytes + footprint.membranes * timesteps)
+        return batch * (footprint.bits * whole_bytes + footprint.membranes * timesteps + footprint.state)
 
     if budget is None:
         longest = max(BYTE, int(WORKSPACE / working) // BYTE * BYTE)
@@ -96,14 +99,15 @@ class _Sizes(fx.Interpreter):
 
     def __init__(self, body: fx.GraphModule):
         super().__init__(body)
-        self.neurons = 0
-        self.working = 0
+        self.neurons = self.masks = self.working = 0
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.op not in ("placeholder", "get_attr", "output") and isinstance(result, Tensor):
             inputs = sum(_numel(self.env[source]) for source in n.all_input_nodes if source.op != "get_attr")
             module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+            if isinstance(module, SharedDropout) and module.training and module.probability > 0:
+                self.masks += result.numel()
             if isinstance(module, SpikingNeuron):
                 self.neurons += result.numel()
                 work = result.numel()  # the errors of currents take the place of those of spikes
