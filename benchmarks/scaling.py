@@ -7,6 +7,8 @@ logarithm of the *marginal* cost, time(2x) - time(x) = b (2^k - 1) x^k, against 
 
 Memory: the peak of live bytes of an STDB step (gradients and what else has the shape of a weight left out) against T.
 Its slope over T, divided by neurons and batch, is what a neuron and step cost; what does not grow with T is left out.
+A step works on as many steps of time at once as fit in its workspace, so short runs of small batches grow by the values
+of all their layers. A batch that fills the workspace grows by what is kept for the way back: one bit, 1/8 byte.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from hybridsnn.surrogates import SURROGATES
 TIMESTEPS, BATCH, DEPTH = 8, 4, 4  # from where one is doubled
 CHANNELS, SIDE = 64, 16
 RULE = RULES["stdb"].build(Options(SURROGATES["spike-time"]))
+FULL_BATCH = 512  # one layer of it fills the workspace of an STDB step
 
 
 def deep(depth: int) -> nn.Module:
@@ -87,20 +90,23 @@ def growth(doublings: int, repeats: int) -> Iterator[dict[str, object]]:
         for what, way in (("simulation", simulation), ("STDB step", stdb_step)):
             seconds = in_turns({str(size): way(case) for size, case in zip(sizes, cases, strict=True)}, repeats)
             value = exponent(sizes, seconds.min().to_numpy())
-            yield {"what": f"{what}: exponent of time", "over": f"{axis} {sizes[0]} to {sizes[-1]}", "value": value}
+            yield {"what": f"{what}: exponent of its time", "over": f"{axis} {sizes[0]} to {sizes[-1]}", "value": value}
 
 
-def memory(doublings: int) -> dict[str, object]:
+def memory(doublings: int) -> Iterator[dict[str, object]]:
     """Bytes that a neuron and a step of time add to the peak of an STDB step."""
-    steps = doubled(TIMESTEPS, doublings)
-    cases = [specimen(timesteps=timesteps) for timesteps in steps]
-    peaks = np.array([activation_bytes(case.model, stdb_step(case)) for case in cases])
-    slope = np.polyfit(steps, peaks / ((DEPTH + 1) * CHANNELS * SIDE**2 * BATCH), 1)[0]
-    return {
-        "what": "STDB step: bytes of peak memory a neuron and step",
-        "over": f"timesteps {steps[0]} to {steps[-1]}",
-        "value": float(slope),
-    }
+    for start, batch, depth in ((TIMESTEPS, BATCH, DEPTH), (2 * TIMESTEPS, FULL_BATCH, 0)):
+        steps = doubled(start, doublings)
+        peaks = []
+        for timesteps in steps:
+            case = specimen(timesteps, batch, depth)
+            peaks.append(activation_bytes(case.model, stdb_step(case)))
+        slope = np.polyfit(steps, peaks, 1)[0] / ((depth + 1) * CHANNELS * SIDE**2 * batch)
+        yield {
+            "what": f"STDB step, batch {batch}: bytes of peak memory a neuron and step",
+            "over": f"timesteps {steps[0]} to {steps[-1]}",
+            "value": float(slope),
+        }
 
 
 def main() -> None:
@@ -113,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as every stage does
-    rows = pd.DataFrame([*growth(arguments.doublings, arguments.repeats), memory(arguments.doublings)])
+    rows = pd.DataFrame([*growth(arguments.doublings, arguments.repeats), *memory(arguments.doublings - 1)])
     print(f"T {TIMESTEPS}, batch {BATCH}, depth {DEPTH}, {CHANNELS} channels of {SIDE} x {SIDE} neurons")
     print(markdown(rows))
     if arguments.output:
