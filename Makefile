@@ -6,7 +6,7 @@ DATA   ?=
 RUN    := $(BIN)/hybridsnn run
 FLAGS  := $(if $(DATA),--data $(DATA))
 
-.PHONY: help install demo mnist mnist-scratch nmnist cifar10 bench test lint clean
+.PHONY: help install demo mnist mnist-scratch nmnist cifar10 bench bench-gpu test lint clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | column -t -s :
@@ -23,7 +23,13 @@ $(BIN)/.installed-tonic: $(BIN)/.installed
 	$(BIN)/pip install --quiet --editable '.[tonic]'
 	touch $@
 
-$(BIN)/.installed-test: $(BIN)/.installed
+$(BIN)/.installed-bench: $(BIN)/.installed-bench  ## time and memory as ratios, to other libraries too, into docs/
+	cd benchmarks && ../$(BIN)/python run_all.py
+
+bench-gpu: $(BIN)/.installed-bench $(BIN)/.installed-test  ## the same on a CUDA device, after the tests of its kernels
+	cd benchmarks && ../$(BIN)/python gpu.py
+
+test: $(BIN)/.installed
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 

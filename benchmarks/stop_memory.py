@@ -13,6 +13,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from results import write
 from steps import spiking_vgg11, step_of
 from timing import in_turns
 
@@ -72,7 +73,9 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="of the pictures, pixels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for stop_memory.csv and .png")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/benchmarks"), help="folder for stop_memory.csv and .png"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"VGG-11, batch norm, batch {arguments.batch}, {arguments.threads} threads, float32")
@@ -92,8 +95,7 @@ def main() -> None:
     last = measured[measured.timesteps == max(arguments.timesteps)].set_index("method")["bytes"]
     print(f"\npeak live memory at T = {max(arguments.timesteps)} / that at T = {min(arguments.timesteps)}")
     print((last / first)[list(METHODS)].round(3).to_string())
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    measured.to_csv(arguments.output / "stop_memory.csv", index=False)
+    write(measured, arguments.output / "stop_memory.csv")
     draw(measured, arguments.output / "stop_memory.png")
 
 

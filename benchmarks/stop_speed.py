@@ -6,8 +6,11 @@ then both are timed in turns. Times are ratios of medians.
 """
 
 import argparse
+from pathlib import Path
 
+import pandas as pd
 import torch
+from results import markdown, write
 from steps import LEAK, SURROGATE, THRESHOLD, learn, spiking_vgg11, step_of
 from straightforward import VGG11, training_step
 from timing import in_turns, ratios
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="of the pictures, pixels")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="folder for stop_speed.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as every stage does; it serves both ways
@@ -82,9 +86,16 @@ def main() -> None:
     print(
         f"VGG-11, batch norm, T = {arguments.timesteps}, batch {arguments.batch}, {arguments.threads} threads, float32"
     )
-    for base in ("straightforward", "stop-w"):
-        print(f"\ntime of a training step / that of {base}")
-        print(ratios(seconds, base).round(3).to_string())
+    rows = pd.concat(
+        [
+            ratios(seconds, base).drop(base).rename_axis("time of a training step").reset_index().assign(**{"to": base})
+            for base in ("straightforward", "stop-w")
+        ],
+        ignore_index=True,
+    )
+    print(markdown(rows))
+    if arguments.output:
+        write(rows, arguments.output / "stop_speed.csv")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How many bytes of tensors are alive at once: what a computation needs, whatever allocator and libraries add."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -18,13 +19,17 @@ class LiveMemory(TorchDispatchMode):
 
     What was there before does not count, and neither does what a library allocates inside one operation.
 
+    Args:
+        counts: which tensors count; all by default.
+
     Attributes:
         live: bytes alive now.
         peak: the most that were alive at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Callable[[Tensor], bool] = lambda tensor: True) -> None:
         super().__init__()
+        self.counts = counts
         self.live = self.peak = 0
         self._known: set[int] = set()
 
@@ -36,7 +41,7 @@ class LiveMemory(TorchDispatchMode):
         before = {_storage(value) for value in tree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         result = func(*args, **(kwargs or {}))
         for value in tree.tree_leaves(result):
-            if isinstance(value, Tensor) and not value.is_meta and _storage(value) not in before:
+            if isinstance(value, Tensor) and not value.is_meta and _storage(value) not in before and self.counts(value):
                 self._count(value.untyped_storage())
         return result
 
