@@ -14,7 +14,7 @@ Then times, all ways in turns, and memory, as ratios:
 - memory: peak live bytes of activations in a training step, ours / the peer's. Weights, their gradients and the
   optimiser's state, which are the same for all, are left out: see `activations.py`.
 - simulation: time of our simulation / the ANN's on T times as many images.
-- balancing: time of `--balance max` / that of one simulation of the same images, both with their encoding; thresholds
+- balancing: time of `--balance max` / that of one simulation of the balanced network on the same images; thresholds
   are first checked against that plain loop, bit for bit on the grid.
 """
 
@@ -36,12 +36,13 @@ from networks import CASES, Case, Specimen
 from peers import PEERS, TOLERANCES, first_difference, spike_counts
 from results import markdown, ratio_table, write
 from timing import in_turns, ratios
-from torch import Tensor, nn
+from torch import fx, nn
 from torch.nn import functional
 
 from hybridsnn.conversion import Calibration, spiking_body
 from hybridsnn.conversion.balancers import maximum_current
 from hybridsnn.learning import RULES, Options
+from hybridsnn.model import SpikingModel
 from hybridsnn.stages.compute import keep_freed_memory
 from hybridsnn.surrogates import SURROGATES
 
@@ -196,10 +197,10 @@ def against_ann(comparison: Comparison) -> None:
     comparison.time("simulation", {**ways, "ann": lambda: ann(images)}, "ann")
 
 
-def balanced(specimen: Specimen) -> dict[str, Tensor]:
-    """The thresholds that `--balance max` finds for the ANN of a specimen."""
-    body = spiking_body(specimen.ann, tuple(specimen.images.shape[1:])).to(memory_format=torch.channels_last)
-    return maximum_current(body, calibration_of(specimen))
+def body_of(specimen: Specimen) -> fx.GraphModule:
+    """The ANN of a specimen as a spiking network that is not yet balanced."""
+    body = spiking_body(specimen.ann, tuple(specimen.images.shape[1:]))
+    return body.to(memory_format=torch.channels_last)
 
 
 def calibration_of(specimen: Specimen) -> Calibration:
@@ -213,17 +214,21 @@ def balancing(comparison: Comparison) -> str | None:
     device = comparison.setting.device
     specimen = Specimen.of(comparison.case, exact=True, device=device)
     right = plain.thresholds(specimen)
-    for name, threshold in balanced(specimen).items():
+    for name, threshold in maximum_current(body_of(specimen), calibration_of(specimen)).items():
         if not torch.equal(threshold, right[name]):
             return f"layer {name}: {float(threshold)} and, by a plain loop, {float(right[name])}"
     specimen = Specimen.of(comparison.case, device=device)
     calibration = calibration_of(specimen)
+    body = body_of(specimen)
+    maximum_current(body, calibration)
+    model = SpikingModel(body, specimen.model.encoder).eval()
 
     @torch.no_grad()
     def simulation() -> None:
-        specimen.model(calibration.encoder(calibration.images, calibration.indices, calibration.timesteps))
+        model(calibration.encoder(calibration.images, calibration.indices, calibration.timesteps))
 
-    ways = {"balance max": lambda: balanced(specimen), "simulation": simulation}
+    bodies = [body_of(specimen) for _ in range(1 + comparison.setting.repeats)]  # each is changed by it
+    ways = {"balance max": lambda: maximum_current(bodies.pop(), calibration), "simulation": simulation}
     comparison.time("balancing", ways, "simulation")
     return None
 
