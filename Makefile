@@ -23,14 +23,12 @@ $(BIN)/.installed-tonic: $(BIN)/.installed
 	$(BIN)/pip install --quiet --editable '.[tonic]'
 	touch $@
 
-$(BIN)/.installed-bench: $(BIN)/.installed-bench  ## time and memory as ratios, to other libraries too, into docs/
-	cd benchmarks && ../$(BIN)/python run_all.py
-
-bench-gpu: $(BIN)/.installed-bench $(BIN)/.installed-test  ## the same on a CUDA device, after the tests of its kernels
-	cd benchmarks && ../$(BIN)/python gpu.py
-
-test: $(BIN)/.installed
+$(BIN)/.installed-test: $(BIN)/.installed
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(BIN)/.installed-bench: $(BIN)/.installed
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $@
 
 demo: $(BIN)/.installed  ## train, convert and fine-tune on digits, and print the table
@@ -48,8 +46,11 @@ nmnist: $(BIN)/.installed-tonic  ## LeNet-5 on N-MNIST recordings; DATA=FOLDER h
 cifar10: $(BIN)/.installed  ## VGG5 on CIFAR-10 as pictures; DATA=FOLDER holds train/ and test/
 	$(RUN) pipelines/cifar10-vgg5.yaml $(FLAGS)
 
-bench: $(BIN)/.installed  ## memory and time of STOP, as ratios, into docs/
-	cd benchmarks && ../$(BIN)/python stop_speed.py && ../$(BIN)/python stop_memory.py --output ../docs
+bench: $(BIN)/.installed-bench  ## time and memory as ratios, to other libraries too, into docs/
+	cd benchmarks && ../$(BIN)/python run_all.py
+
+bench-gpu: $(BIN)/.installed-bench $(BIN)/.installed-test  ## the same on a CUDA device, after the tests of its kernels
+	cd benchmarks && ../$(BIN)/python gpu.py
 
 test: $(BIN)/.installed-test  ## check style and types, and run the tests
 	$(BIN)/ruff check hybridsnn tests benchmarks

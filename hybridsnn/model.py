@@ -65,6 +65,7 @@ class Simulation(fx.Interpreter):
         self.surrogate, self.observe = surrogate, observe
         self.timesteps = self.batch = 0
         self.constant: set[fx.Node] = set()
+        self.node: Any = None  # the one that is running
 
     def simulate(self, *inputs: Tensor) -> Tensor:
         """Inputs `[T, B, ...]` to what the graph makes of them, `[T, B, ...]`; stride 0 along `T` says constant."""
@@ -76,6 +77,7 @@ class Simulation(fx.Interpreter):
         return self.run(*flat)
 
     def run_node(self, n: fx.Node) -> Any:
+        self.node = n
         inputs = [node for node in n.all_input_nodes if node.op != "get_attr"]
         held_back = n.op == "output" or self.is_temporal(n) or _asks_shape(n)
         if inputs and not held_back and self.constant.issuperset(inputs):
@@ -112,11 +114,21 @@ class Simulation(fx.Interpreter):
             return transmit(module, *args, **kwargs)
         if not isinstance(module, TemporalModule):
             return super().call_module(target, args, kwargs)
-        values, state = module(args[0], self.states.get(target), self.surrogate)  # [T, B, *N]
-        self.states[target] = state
-        if self.observe is not None and isinstance(module, SpikingNeuron):
-            self.observe(target, values)
+        before = self.states.get(target)  # values are [T, B, *N]
+        if isinstance(module, SpikingNeuron):
+            overwrite = self.is_last_use()
+            values, self.states[target] = module(args[0], before, self.surrogate, overwrite=overwrite)
+            if self.observe is not None:
+                self.observe(target, values)
+        else:
+            values, self.states[target] = module(args[0], before, self.surrogate)
         return values.flatten(0, 1)
+
+    def is_last_use(self) -> bool:
+        """Whether nothing but the running node reads its input, which a synapse made: its memory may be used."""
+        (source,) = self.node.all_input_nodes
+        synapse = source.op == "call_module" and isinstance(self.fetch_attr(str(source.target)), SYNAPSES)
+        return synapse and len(source.users) == 1 and source not in self.constant
 
 
 def _asks_shape(node: fx.Node) -> bool:

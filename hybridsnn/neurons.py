@@ -68,9 +68,17 @@ class SpikingNeuron(TemporalModule):
         return NeuronState(membrane, never.expand(sample.shape))
 
     def forward(
-        self, current: Tensor, state: NeuronState | None = None, surrogate: Surrogate | None = None
+        self,
+        current: Tensor,
+        state: NeuronState | None = None,
+        surrogate: Surrogate | None = None,
+        *,
+        overwrite: bool = False,
     ) -> tuple[Tensor, NeuronState]:
-        """Currents `[T, B, *N]` to spikes `[T, B, *N]` and the state that continues the run."""
+        """Currents `[T, B, *N]` to spikes `[T, B, *N]` and the state that continues the run.
+
+        With `overwrite` the memory of the currents may hold the spikes, where no gradients are asked for.
+        """
         membrane, since_spike = self.initial_state(current) if state is None else state
         spikes, membrane, since_spike = scan(
             current,
@@ -81,6 +89,7 @@ class SpikingNeuron(TemporalModule):
             hard_reset=self.reset == "hard",
             surrogate=surrogate,
             kernel=self.kernel,
+            overwrite=overwrite,
         )
         return spikes, NeuronState(membrane, since_spike)
 

@@ -26,7 +26,7 @@ class Footprint:
         neurons: how many there are.
         bits: for each step of the run: the spikes of all neurons.
         membranes: for each step of the run, where the surrogate sees them or a leak learns.
-        state: once: membranes and clocks of all neurons, and masks of dropouts.
+        state: once: membranes of all neurons, or their errors, and masks of dropouts.
         working: for each step of a chunk: values and errors around the layer that has most of them.
     """
 
@@ -43,7 +43,7 @@ class Footprint:
         sizes.run(frame.to("meta"))
         learns_leak = any(module.leak.requires_grad for module in body.modules() if isinstance(module, SpikingNeuron))
         membranes = FLOAT * sizes.neurons if surrogate.needs_membrane or learns_leak else 0
-        state = 2 * FLOAT * sizes.neurons + FLOAT * sizes.masks
+        state = FLOAT * (sizes.neurons + sizes.masks)
         return cls(sizes.neurons, sizes.neurons / BYTE, membranes, state, FLOAT * sizes.working)
 
 

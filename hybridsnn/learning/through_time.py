@@ -60,7 +60,6 @@ class ThroughTime(Simulation):
         self.shared: set[fx.Node] = set()  # nodes whose errors lie in memory that others use
         self.learning = _learning_nodes(body)
         self.chunk = 0  # the one that is running
-        self.node: Any = None  # the one that is running
         self.autocast: AbstractContextManager[Any] = nullcontext()
 
     def simulate(self, *inputs: Any) -> Tensor:
@@ -89,8 +88,6 @@ class ThroughTime(Simulation):
                 self.held = {
                     node: None if self.constant.issuperset(node.users) else value for node, value in self.held.items()
                 }
-        for name in self.runs:  # the masks of dropouts stay
-            del self.states[name]
         return torch.cat(outputs)
 
     def backward(self, errors: Tensor) -> None:
@@ -111,7 +108,6 @@ class ThroughTime(Simulation):
     # Forward.
 
     def run_node(self, n: fx.Node) -> Any:
-        self.node = n
         value = super().run_node(n)
         if n in self.constant:
             self.held.setdefault(n, value)
@@ -134,9 +130,10 @@ class ThroughTime(Simulation):
         if name not in self.runs:
             self.runs[name] = _Run(neuron, choose(neuron.kernel, current))
             self.states[name] = neuron.initial_state(current)
-        producer = self.node.all_input_nodes[0]
-        alone = producer not in self.constant and len(producer.users) == 1 and _calls(self.module, producer, SYNAPSES)
-        spikes, self.states[name] = self.runs[name].fire(current, self.states[name], self.surrogate, overwrite=alone)
+        state, last = self.states.pop(name), self.is_last_use()
+        spikes, state = self.runs[name].fire(current, state, self.surrogate, overwrite=last)
+        if self.chunk + 1 < len(self.chunks):
+            self.states[name] = state
         return spikes.flatten(0, 1)
 
     # Backward.
@@ -202,7 +199,7 @@ class ThroughTime(Simulation):
         with torch.enable_grad(), self.autocast:
             for node in self.graph.nodes:
                 if _is_attr(node) or (node in self.constant and node.op != "placeholder"):
-                    self.node, self.env[node] = node, super().run_node(node)
+                    self.env[node] = super().run_node(node)
         made = {node: self.env[node] for node in self.held_errors}
         torch.autograd.backward(list(made.values()), [self.held_errors[node].to(made[node].dtype) for node in made])
 
@@ -253,7 +250,6 @@ class ThroughTime(Simulation):
         """Run one node on values of its inputs."""
         attributes = [source for source in node.all_input_nodes if _is_attr(source)]
         self.env = inputs | {source: self.fetch_attr(str(source.target)) for source in attributes}
-        self.node = node
         value = super().run_node(node)
         self.env = {}
         return value
@@ -334,14 +330,14 @@ class _Run:
         if not self.records:
             self.since_spike = state.since_spike
         assert surrogate is not None
-        spikes, membrane, since_spike, bits, potentials = self.kernel.forward(
+        spikes, membrane, _, bits, potentials = self.kernel.forward(
             current.detach(), neuron.threshold.detach(), neuron.leak.detach(), *state, neuron.reset == "hard",
             pack=True, potentials=surrogate.needs_membrane or learns_leak, overwrite=overwrite,
         )  # fmt: skip
         assert bits is not None
         start = state.membrane if learns_leak else None
         self.records.append(_Record(len(current), spikes.dtype, bits, potentials, start))
-        return spikes, type(state)(membrane, since_spike)
+        return spikes, type(state)(membrane, self.since_spike)  # clocks can be had from the bits
 
     def spikes(self, chunk: int) -> Tensor:
         """The spikes `[T, B, *N]` of a chunk."""
@@ -354,12 +350,13 @@ class _Run:
         if not surrogate.needs_membrane:
             for earlier in self.records[:chunk]:
                 clock = self.kernel.advance(clock, earlier.bits, earlier.steps)
-        error, self.carried, by_threshold, by_leak = self.kernel.backward(
+        error, carried, by_threshold, by_leak = self.kernel.backward(
             error, self.carried, record.bits, record.potentials, neuron.threshold.detach(), neuron.leak.detach(),
             record.membrane, clock, neuron.reset == "hard", surrogate,
             learns_threshold=neuron.threshold.requires_grad, learns_leak=neuron.leak.requires_grad,
             overwrite=overwrite,
         )  # fmt: skip
+        self.carried = carried if chunk > 0 else None
         for parameter, gradient in ((neuron.threshold, by_threshold), (neuron.leak, by_leak)):
             if gradient is not None:
                 add_gradient(parameter, gradient)
