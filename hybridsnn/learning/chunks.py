@@ -26,12 +26,14 @@ class Footprint:
         neurons: how many there are.
         bits: for each step of the run: the spikes of all neurons.
         membranes: for each step of the run, where the surrogate sees them or a leak learns.
+        states: for the whole run: what neurons carry from one chunk to the next, membranes and clocks.
         working: for each step of a chunk: values and errors around the layer that has most of them.
     """
 
     neurons: int
     bits: float
     membranes: float
+    states: float
     working: float
 
     @classmethod
@@ -41,7 +43,8 @@ class Footprint:
         sizes.run(frame.to("meta"))
         learns_leak = any(module.leak.requires_grad for module in body.modules() if isinstance(module, SpikingNeuron))
         membranes = FLOAT * sizes.neurons if surrogate.needs_membrane or learns_leak else 0
-        return cls(sizes.neurons, sizes.neurons / BYTE, membranes, FLOAT * sizes.working)
+        states = 2 * FLOAT * sizes.neurons
+        return cls(sizes.neurons, sizes.neurons / BYTE, membranes, states, FLOAT * sizes.working)
 
 
 def chunks_of_time(
@@ -65,23 +68,31 @@ def chunks_of_time(
 
     def kept(chunks: tuple[int, ...]) -> float:
         whole_bytes = BYTE * sum(math.ceil(steps / BYTE) for steps in chunks)
-        return batch * (footprint.bits * whole_bytes + footprint.membranes * timesteps)
+        return batch * (footprint.bits * whole_bytes + footprint.membranes * timesteps + footprint.states)
+
+    def needed(chunks: tuple[int, ...]) -> float:
+        return kept(chunks) + max(chunks) * working
 
     if budget is None:
         longest = max(BYTE, int(WORKSPACE / working) // BYTE * BYTE)
         return _cut(timesteps, timesteps if timesteps * working <= WORKSPACE else longest)
-    candidates = [timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE), 0, -1)]
-    for longest in candidates:
-        chunks = _cut(timesteps, longest)
-        if kept(chunks) + max(chunks) * working <= budget:
+    lengths = [timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE), 0, -1)]
+    candidates = [_cut(timesteps, longest) for longest in lengths]
+    for chunks in candidates:
+        if needed(chunks) <= budget:
             return chunks
-    few = _cut(timesteps, min(timesteps, BYTE))
+    least = min(candidates, key=needed)
     raise ConfigError(
-        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least "
-        f"{(kept(few) + max(few) * working) / 2**30:.3g}: batch {batch} x {timesteps} steps x "
-        f"{footprint.neurons:,} neurons take {kept(few) / 2**30:.3g}, the work on {max(few)} steps "
-        f"{max(few) * working / 2**30:.3g}; give more, or a smaller batch"
+        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least {_gib(needed(least))}: "
+        f"batch {batch} x {timesteps} steps x {footprint.neurons:,} neurons take {_gib(kept(least))}, "
+        f"the work on {max(least)} at a time {_gib(max(least) * working)}; give more, or a smaller batch"
     )
+
+
+def _gib(size: float) -> str:
+    """Bytes in GiB to three digits, rounded up: so much is enough."""
+    digit = 10.0 ** (math.floor(math.log10(size / 2**30)) - 2)
+    return f"{math.ceil(size / 2**30 / digit) * digit:.3g}"
 
 
 def _cut(timesteps: int, longest: int) -> tuple[int, ...]:
