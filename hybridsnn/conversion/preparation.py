@@ -40,7 +40,7 @@ ALLOWED = "ReLU, convolutions, linear layers, batch norm after them, average poo
 def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str = "refuse") -> fx.GraphModule:
     """Capture a copy of a network as a graph of convertible modules. The network itself is not changed.
 
-    Functional ReLUs and dropouts become modules; a module that is called several times becomes several (with equal
+    Functional ReLUs and dropouts become modules, sums in place plain sums; a module that is called several times becomes several (with equal
     weights), since each call needs thresholds of its own; batch norm is folded into the synapse before it.
 
     Args:
@@ -107,7 +107,7 @@ def _unshare(body: fx.GraphModule) -> None:
 
 
 def _modules_for_calls(body: fx.GraphModule) -> None:
-    """Replace functional ReLUs and dropouts by modules, and drop what does nothing."""
+    """Replace functional ReLUs and dropouts by modules, and sums in place by plain ones."""
     for node in list(body.graph.nodes):
         module: nn.Module | None = None
         if (node.op == "call_function" and node.target in RELU_CALLS) or (
@@ -116,6 +116,8 @@ def _modules_for_calls(body: fx.GraphModule) -> None:
             module = nn.ReLU()
         elif node.op == "call_function" and node.target in (functional.dropout, torch.dropout):
             module = nn.Dropout(_dropout_probability(node))
+        elif node.op == "call_method" and node.target == "add_":
+            node.target = "add"  # whose summands stay as they are, so that it can be differentiated alone
         if module is None:
             continue
         name = add_module(body, node.name, module)

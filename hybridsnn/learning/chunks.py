@@ -70,21 +70,29 @@ def chunks_of_time(
         whole_bytes = BYTE * sum(math.ceil(steps / BYTE) for steps in chunks)
         return batch * (footprint.bits * whole_bytes + footprint.membranes * timesteps + footprint.state)
 
+    def needed(chunks: tuple[int, ...]) -> float:
+        return kept(chunks) + max(chunks) * working
+
     if budget is None:
         longest = max(BYTE, int(WORKSPACE / working) // BYTE * BYTE)
         return _cut(timesteps, timesteps if timesteps * working <= WORKSPACE else longest)
-    longest_first = [timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE) - 1, 0, -1)]
-    cuts = [_cut(timesteps, longest) for longest in longest_first]
-    needs = [kept(chunks) + max(chunks) * working for chunks in cuts]
-    for chunks, need in zip(cuts, needs, strict=True):
-        if need <= budget:
+    lengths = [timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE), 0, -1)]
+    candidates = [_cut(timesteps, longest) for longest in lengths]
+    for chunks in candidates:
+        if needed(chunks) <= budget:
             return chunks
-    least, chunks = min(zip(needs, cuts, strict=True))
+    least = min(candidates, key=needed)
     raise ConfigError(
-        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least {least / 2**30:.3g}: what is kept of "
-        f"{footprint.neurons:,} neurons x {timesteps} steps x batch {batch} takes {kept(chunks) / 2**30:.3g}, the work "
-        f"on {max(chunks)} of the steps {max(chunks) * working / 2**30:.3g}; give more, or a smaller batch"
+        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least {_gib(needed(least))}: "
+        f"batch {batch} x {timesteps} steps x {footprint.neurons:,} neurons take {_gib(kept(least))}, "
+        f"the work on {max(least)} at a time {_gib(max(least) * working)}; give more, or a smaller batch"
     )
+
+
+def _gib(size: float) -> str:
+    """Bytes in GiB to three digits, rounded up: so much is enough."""
+    digit = 10.0 ** (math.floor(math.log10(size / 2**30)) - 2)
+    return f"{math.ceil(size / 2**30 / digit) * digit:.3g}"
 
 
 def _cut(timesteps: int, longest: int) -> tuple[int, ...]:

@@ -77,7 +77,10 @@ class Convolution(LearningSynapse):
             # Whatever it does around its edges, it is linear, so its own backward pass says how errors go.
             with torch.enable_grad():
                 values, kernel = trace.detach().requires_grad_(), weight.requires_grad_()
-                result = torch.func.functional_call(module, {"weight": kernel}, (values,))
+                parameters = {"weight": kernel}
+                if self.bias is not None:
+                    parameters["bias"] = self.bias.detach().to(error.dtype)
+                result = torch.func.functional_call(module, parameters, (values,))
                 error_of_input, gradient = torch.autograd.grad(result, (values, kernel), error)
         else:
             backward: Callable[..., Any] = torch.ops.aten.convolution_backward

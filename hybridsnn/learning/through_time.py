@@ -27,7 +27,7 @@ LINEAR_FUNCTIONS = (
     operator.add, operator.iadd, operator.sub, operator.getitem, getattr, torch.add, torch.sub, torch.flatten,
     torch.mean, torch.cat, functional.avg_pool2d, functional.adaptive_avg_pool2d,
 )  # fmt: skip
-LINEAR_METHODS = ("size", "view", "reshape", "flatten", "permute", "transpose", "contiguous", "mean", "sum")
+LINEAR_METHODS = ("size", "view", "reshape", "flatten", "permute", "transpose", "contiguous", "mean", "sum", "add")
 
 
 class ThroughTime(Simulation):
@@ -185,7 +185,8 @@ class ThroughTime(Simulation):
         gradients = torch.autograd.grad(result, [*leaves.values(), *parameters], error, allow_unused=True)
         for source, gradient in zip(leaves, gradients[: len(leaves)], strict=True):
             if gradient is not None:
-                self._send(source, gradient, shared=node in self.shared or len(leaves) > 1)
+                repeats = 0 in gradient.stride()  # one number for many, as the errors of what was summed
+                self._send(source, gradient, shared=node in self.shared or len(leaves) > 1 or repeats)
         for parameter, gradient in zip(parameters, gradients[len(leaves) :], strict=True):
             if gradient is not None:
                 add_gradient(parameter, gradient)
@@ -213,8 +214,11 @@ class ThroughTime(Simulation):
         errors = self.errors
         if node in self.constant:
             errors = self.held_errors
-            if len(error) != len(self.held[node]):
-                error = error.unflatten(0, (self.timesteps, -1)).sum(0)
+            wide = torch.promote_types(error.dtype, torch.float32)  # or a sum over many chunks would stop growing
+            if len(error) == len(self.held[node]):
+                error = error.to(wide)
+            else:
+                error = error.unflatten(0, (self.timesteps, -1)).sum(0, dtype=wide)
         if node in errors:
             errors[node], shared = errors[node] + error, False
         else:
