@@ -40,8 +40,9 @@ ALLOWED = "ReLU, convolutions, linear layers, batch norm after them, average poo
 def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str = "refuse") -> fx.GraphModule:
     """Capture a copy of a network as a graph of convertible modules. The network itself is not changed.
 
-    Functional ReLUs and dropouts become modules, sums in place plain sums; a module that is called several times becomes several (with equal
-    weights), since each call needs thresholds of its own; batch norm is folded into the synapse before it.
+    Functional ReLUs and dropouts become modules, sums in place plain sums; a module that is called several times
+    becomes several (with equal weights), since each call needs thresholds of its own; batch norm is folded into the
+    synapse before it.
 
     Args:
         network: any module that torch.fx can capture.
