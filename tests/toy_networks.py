@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from hybridsnn.conversion import spiking_body
+from hybridsnn.conversion.preparation import BATCH_NORMS
 from hybridsnn.encoders import ENCODERS, Encoder
-from hybridsnn.model import SpikingModel
+from hybridsnn.model import SYNAPSES, SpikingModel
 from hybridsnn.networks.resnet import BasicBlock
 
 SHAPE = (2, 8, 8)
@@ -37,11 +38,11 @@ def seeded(network: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
 
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, SYNAPSES):
                 module.weight.copy_(normal(module.weight) * gain * (2 / module.weight[0].numel()) ** 0.5)
                 if module.bias is not None:
                     module.bias.copy_(0.2 * normal(module.bias))
-            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            elif isinstance(module, BATCH_NORMS):
                 module.weight.copy_(1 + 0.2 * normal(module.weight))
                 module.bias.copy_(0.2 * normal(module.bias))
                 module.running_mean.copy_(0.2 * normal(module.running_mean))

@@ -21,7 +21,7 @@ from hybridsnn.neurons import SharedDropout, SpikingNeuron, TemporalModule
 # What a value's gradient passes without asking for the value: sums, means, and changes of shape.
 LINEAR_MODULES = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.Flatten, nn.Unflatten, nn.Identity, SharedDropout,
+    nn.Flatten, nn.Unflatten, nn.Identity,
 )  # fmt: skip
 LINEAR_FUNCTIONS = (
     operator.add, operator.iadd, operator.sub, operator.getitem, getattr, torch.add, torch.sub, torch.flatten,
@@ -171,6 +171,12 @@ class ThroughTime(Simulation):
             if passed is not None:
                 self._send(source, passed)
                 return
+        if _calls(self.module, node, SharedDropout):  # errors are dropped as values are
+            (source,) = node.all_input_nodes
+            dropout, mask = self.fetch_attr(str(node.target)), self.states.get(str(node.target))
+            passed, _ = dropout(error.unflatten(0, (self.timesteps, -1)), mask)
+            self._send(source, passed.flatten(0, 1), shared=node in self.shared)
+            return
         value_of = self._blank if self._is_linear(node) else self._value
         inputs = {source: value_of(source) for source in node.all_input_nodes if source.op != "get_attr"}
         leaves = {
