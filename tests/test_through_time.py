@@ -569,10 +569,11 @@ def test_the_first_synapse_of_constant_frames_learns(share: float, kept: bool, t
     model = model_of(spiking_body(network, (64, 8, 8), fold_batch_norm=False)).eval()
     random = torch.Generator().manual_seed(2)
     images = torch.rand(4, 64, 8, 8, generator=random, dtype=torch.float64)
-    frames = (images * (torch.rand(images.shape, generator=random) < share)).expand(STEPS, *images.shape)
-    got = in_chunks(single(model), frames.float(), STDB, (4, 4, 2))
+    images = (images * (torch.rand(images.shape, generator=random) < share)).float()
+    frames = images.expand(STEPS, *images.shape)
+    got = in_chunks(single(model), frames, STDB, (4, 4, 2))
     assert ("sparse convolution" if share < 1 else "winograd") in taken
-    expected = whole(single(model), frames.float(), STDB)
+    expected = whole(single(model), frames, STDB)
     assert_same(got, expected, tolerance=1e-4)
     assert expected["0.weight"].any()
 
@@ -603,8 +604,10 @@ def test_autocast(inside: bool) -> None:
 
 
 def test_errors_of_constant_values_do_not_stop_growing() -> None:
-    """Hundreds of chunks, each with an error of 8 bits, for one current."""
+    """Hundreds of chunks, each with the same error of 8 bits for one current."""
     model = model_of(spiking_body(seeded(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))), (3,))).float()
+    for neuron in model.neurons.values():
+        neuron.leak.data.zero_()
     frames, labels = torch.ones(1, 2, 3).expand(300, 2, 3), torch.arange(2)
 
     def learn(cut: tuple[int, ...]) -> Results:
