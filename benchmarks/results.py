@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-PACKAGES = ("hybridsnn", "torch", "numba", "triton", "spikingjelly", "snntorch")
+import hybridsnn
+
+PACKAGES = ("torch", "numba", "triton", "spikingjelly", "snntorch")
 
 
 def device_name(device: str) -> str:
@@ -34,7 +36,7 @@ def conditions(device: str) -> dict[str, str]:
             continue
     return {
         "date": date.today().isoformat(),
-        "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
+        "versions": f"hybridsnn {hybridsnn.__version__}, Python {platform.python_version()}, {', '.join(versions)}",
         "device": f"{device_name(device)}, {torch.get_num_threads()} threads",
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
