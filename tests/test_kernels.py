@@ -181,6 +181,28 @@ def test_bits_are_the_spikes(kernel: str, memory: str, dtype: torch.dtype, overw
         torch.testing.assert_close(potentials[-1] - level * spikes[-1].to(wide), membrane)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("kernel", HERE)
+def test_clocks_go_back_as_they_went(kernel: str, rate: float) -> None:
+    """Through chunks of any length, to spikes long ago or before the start, in either memory order."""
+    random = torch.Generator().manual_seed(0)
+    lengths, sample = [8, 3, 16, 1, 13, 8, 5], (2, 3, 5, 7)
+    since = torch.randint(1, 40, sample, generator=random, dtype=torch.int32)
+    chosen, chunks, clocks = KERNELS[kernel], [], [since]
+    one = torch.ones(())
+    for steps in lengths:
+        current = (torch.rand(steps, *sample, generator=random) < rate).float()
+        current = current.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (steps, 2))
+        spikes, _, after, bits, _ = chosen.forward(current, one, one, torch.zeros(sample), clocks[-1], True, pack=True)
+        assert torch.equal(spikes, current)
+        assert torch.equal(chosen.advance(clocks[-1], bits, steps), after)
+        chunks.append((bits, steps))
+        clocks.append(after)
+    for place, (bits, steps) in enumerate(chunks):
+        before = chosen.rewind(clocks[place + 1], bits, steps, chunks[:place], since)
+        assert before.dtype == torch.int32 and torch.equal(before, clocks[place])
+
+
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("shape", ["spike-time", "triangle", "exponential"])
 @pytest.mark.parametrize("kernel", HERE)

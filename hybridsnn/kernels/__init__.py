@@ -48,6 +48,8 @@ class Kernel:
             With `overwrite` the memory of `grad_spikes` may hold the gradients of the currents.
         unpack: (bits, steps, dtype) to spikes `[steps, B, *N]`.
         advance: (since_spike, bits, steps) to the clock `[B, *N]` after those steps.
+        rewind: (clock after a chunk, bits, steps, a list of (bits, steps) of all earlier chunks, since_spike before
+            the first of them) to the clock `[B, *N]` before the chunk.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Kernel:
     backward: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
     unpack: Callable[[Tensor, int, torch.dtype], Tensor]
     advance: Callable[[Tensor, Tensor, int], Tensor]
+    rewind: Callable[[Tensor, Tensor, int, list[tuple[Tensor, int]], Tensor], Tensor]
 
 
 def scan(
@@ -153,6 +156,7 @@ KERNELS = {
         reference.backward,
         reference.unpack,
         reference.advance,
+        reference.rewind,
     ),
     "numba": Kernel(
         "numba",
@@ -162,6 +166,7 @@ KERNELS = {
         cpu.backward,
         cpu.unpack,
         cpu.advance,
+        cpu.rewind,
     ),
     "triton": Kernel(
         "triton",
@@ -171,5 +176,6 @@ KERNELS = {
         cuda.backward,
         reference.unpack,
         reference.advance,
+        reference.rewind,
     ),
 }  # the fastest last

@@ -1,5 +1,6 @@
 """The neuron scan on a CPU: each block of neurons runs through all of time while it is in cache."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -295,6 +296,42 @@ def _advance(begin, end, bits, steps, since):  # type: ignore[no-untyped-def]
                 clock[i] = np.int32(1) if word[i] & mask != 0 else clock[i] + np.int32(1)
 
 
+@numba.njit(cache=True, nogil=True)
+def _rewind_silent(bits, steps, clock, pending):  # type: ignore[no-untyped-def]
+    """Clocks before a chunk, of neurons without a spike in it; the others are put down as pending. Counts those."""
+    count = 0
+    for i in range(clock.size):
+        fired = False
+        for word in range(bits.shape[0]):
+            fired |= bits[word, i] != 0
+        pending[count] = i
+        count += 1 if fired else 0
+        clock[i] = 0 if fired else clock[i] - steps
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _rewind_pending(bits, steps, clock, pending, count):  # type: ignore[no-untyped-def]
+    """Look for the last spikes of pending neurons in an earlier chunk. Counts those that have none there."""
+    left = 0
+    for k in range(count):
+        i = pending[k]
+        found = False
+        for word in range(bits.shape[0] - 1, -1, -1):
+            byte, length = bits[word, i], min(8, steps - 8 * word)
+            if byte != 0:
+                last = 7
+                while byte < 1 << last:
+                    last -= 1
+                clock[i] += length - last
+                found = True
+                break
+            clock[i] += length
+        pending[left] = i
+        left += 0 if found else 1
+    return left
+
+
 def _worth_a_thread(steps: int) -> int:
     """How many neurons, in whole blocks, are worth waking a thread for."""
     return BLOCK * max(1, THREAD // (BLOCK * steps))
@@ -412,4 +449,21 @@ def advance(since_spike: Tensor, bits: Tensor, steps: int) -> Tensor:
     layout = Layout(bits)
     clock = layout.row(since_spike).clone()
     over_ranges(_advance, len(clock), _worth_a_thread(steps), layout.rows(bits).numpy(), steps, clock.numpy())
+    return layout.restore(clock.unsqueeze(0))[0]
+
+
+def rewind(
+    after: Tensor, bits: Tensor, steps: int, earlier: Sequence[tuple[Tensor, int]], since_spike: Tensor
+) -> Tensor:
+    """See `hybridsnn.kernels.Kernel`. A search ends where it finds a spike, so all together pass over time once."""
+    layout = Layout(bits)
+    clock = layout.row(after).clone()
+    pending = torch.empty_like(clock)
+    count = _rewind_silent(layout.rows(bits).numpy(), steps, clock.numpy(), pending.numpy())
+    for words, length in reversed(earlier):
+        if count == 0:
+            break
+        count = _rewind_pending(layout.rows(words).numpy(), length, clock.numpy(), pending.numpy(), count)
+    never = pending[:count].long()
+    clock[never] += layout.row(since_spike)[never]
     return layout.restore(clock.unsqueeze(0))[0]

@@ -3,6 +3,7 @@
 `forward` and `backward` are the same with the backward recursion written out, from spikes kept as bits.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -163,4 +164,13 @@ def advance(since_spike: Tensor, bits: Tensor, steps: int) -> Tensor:
     """See `hybridsnn.kernels.Kernel`."""
     for spikes in unpack(bits, steps, torch.bool):
         since_spike = torch.where(spikes, 1, since_spike + 1).to(since_spike.dtype)
+    return since_spike
+
+
+def rewind(
+    after: Tensor, bits: Tensor, steps: int, earlier: Sequence[tuple[Tensor, int]], since_spike: Tensor
+) -> Tensor:
+    """See `hybridsnn.kernels.Kernel`. From the start, which asks for nothing else."""
+    for words, length in earlier:
+        since_spike = advance(since_spike, words, length)
     return since_spike

@@ -333,6 +333,7 @@ class _Run:
         self.since_spike: Tensor  # at the start
         self.records: list[_Record] = []
         self.carried: Tensor | None = None  # the error of the membrane at the end of the chunk
+        self.clock: Tensor | None = None  # steps since the last spike, at the start of the chunk that comes after
 
     def fire(self, current: Tensor, state: Any, surrogate: Surrogate | None, *, overwrite: bool) -> tuple[Tensor, Any]:
         """Currents `[T, B, *N]` to spikes and the next state."""
@@ -356,10 +357,8 @@ class _Run:
 
     def backward(self, chunk: int, error: Tensor, surrogate: Surrogate, *, overwrite: bool) -> Tensor:
         """The errors `[T, B, *N]` of a chunk's spikes to those of its currents."""
-        neuron, record, clock = self.neuron, self.records[chunk], self.since_spike
-        if not surrogate.needs_membrane:
-            for earlier in self.records[:chunk]:
-                clock = self.kernel.advance(clock, earlier.bits, earlier.steps)
+        neuron, record = self.neuron, self.records[chunk]
+        clock = self.since_spike if surrogate.needs_membrane else self._clock(chunk)
         error, carried, by_threshold, by_leak = self.kernel.backward(
             error, self.carried, record.bits, record.potentials, neuron.threshold.detach(), neuron.leak.detach(),
             record.membrane, clock, neuron.reset == "hard", surrogate,
@@ -371,6 +370,18 @@ class _Run:
             if gradient is not None:
                 add_gradient(parameter, gradient)
         return error
+
+    def _clock(self, chunk: int) -> Tensor:
+        """Steps from the last spike to the first step of a chunk, from the bits of earlier ones."""
+        earlier = [(record.bits, record.steps) for record in self.records[:chunk]]
+        if self.clock is None:  # the last chunk comes first
+            self.clock = self.since_spike
+            for bits, steps in earlier:
+                self.clock = self.kernel.advance(self.clock, bits, steps)
+        else:
+            record = self.records[chunk]
+            self.clock = self.kernel.rewind(self.clock, record.bits, record.steps, earlier, self.since_spike)
+        return self.clock
 
     def forget(self, chunk: int) -> None:
         """Give back the memory of a chunk that is done."""
