@@ -74,7 +74,8 @@ def exponent(sizes: list[int], seconds: np.ndarray) -> float:
     marginal = np.diff(seconds)
     if not (marginal > 0).all():
         raise SystemExit(f"too noisy: sizes {sizes} took {seconds.round(4).tolist()} s; use more --repeats")
-    return float(np.polyfit(np.log(sizes[:-1]), np.log(marginal), 1)[0])
+    # What disturbs a timing is as long for each size, and so weighs most in the logarithm of the smallest.
+    return float(np.polyfit(np.log(sizes[:-1]), np.log(marginal), 1, w=marginal)[0])
 
 
 def doubled(start: int, doublings: int) -> list[int]:
