@@ -89,12 +89,11 @@ def test_activations_are_what_has_not_the_shape_of_a_weight(scripts: SimpleNames
     assert scripts.activations.activation_bytes(network, step) == 60
 
 
-def test_exponent_ignores_what_does_not_grow(scripts: SimpleNamespace) -> None:
+def test_exponents_are_slopes_of_logarithms(scripts: SimpleNamespace) -> None:
     sizes = scripts.scaling.doubled(4, 3)
     assert sizes == [4, 8, 16, 32]
-    assert scripts.scaling.exponent(sizes, 7 + 3 * np.array(sizes) ** 1.5) == pytest.approx(1.5)
-    with pytest.raises(SystemExit, match="too noisy"):
-        scripts.scaling.exponent(sizes, np.array([1.0, 2.0, 1.9, 4.0]))
+    assert scripts.scaling.exponent(sizes, 3 * np.array(sizes) ** 1.5) == pytest.approx(1.5)
+    assert scripts.scaling.exponent(sizes, 7 + 3 * np.array(sizes)) < 1
 
 
 def test_kernels_are_held_to_the_definition(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self, cast
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -111,7 +110,7 @@ def run(work: Work) -> None:
     config = cast(FinetuneConfig, work.config)
     fabric = fabric_for(work, config.precision)
     loaded, description = load_network(work.parents[0])
-    model = cast(SpikingModel, loaded.to(memory_format=torch.channels_last))
+    model = cast(SpikingModel, loaded)
     spiking = description.spiking
     assert spiking is not None  # the parent is an snn
     timesteps = config.timesteps or spiking.timesteps

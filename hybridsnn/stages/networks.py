@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -143,7 +144,7 @@ def describe(artifact: Artifact) -> ModelDescription:
 
 
 def load_network(artifact: Artifact) -> tuple[nn.Module, ModelDescription]:
-    """Build an artifact's network and load its weights: an ANN, or a `SpikingModel`.
+    """Build an artifact's network and load its weights: an ANN, or a `SpikingModel`; channels-last, the fastest layout.
 
     Raises:
         ArtifactError: if the network cannot be built, or weights are missing, left over or misshapen.
@@ -161,7 +162,7 @@ def load_network(artifact: Artifact) -> tuple[nn.Module, ModelDescription]:
     if problem := mismatch(network, weights):
         raise ArtifactError(f"{path}: {problem}")
     network.load_state_dict(weights)
-    return network.eval(), description
+    return network.to(memory_format=torch.channels_last).eval(), description
 
 
 def mismatch(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
