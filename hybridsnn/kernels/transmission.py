@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridsnn.kernels import convolution, sparse, sparse_costs
 
 FILTERS = 128  # output channels at a time: their transformed weights take megabytes, those of a deep layer a hundred
-GRID = 2.0**14  # weights that are multiples of one over it have sums that are exact in float32
+GRID = 2.0**14  # sums of multiples of one over it are exact in float32, up to 1024; of quarters of them up to 256
 
 
 def transmit(module: Any, values: Tensor) -> Tensor:
@@ -29,24 +29,26 @@ def transmit(module: Any, values: Tensor) -> Tensor:
 
 def supports_sparse(module: Any, values: Tensor) -> bool:
     """Whether the kernels whose cost goes with the number of spikes can run a module on `values`."""
-    if torch.is_autocast_enabled(values.device.type):
+    if not _is_plain(module, values):
         return False
-    weight: Any = getattr(module, "weight", None)
     if isinstance(module, nn.Conv2d):
-        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return plain and sparse.supports(values, weight, module.dilation, module.groups)  # type: ignore[arg-type]
-    return isinstance(module, nn.Linear) and sparse.supports(values, weight)
+        return sparse.supports(values, module.weight, module.dilation, module.groups)  # type: ignore[arg-type]
+    return isinstance(module, nn.Linear) and sparse.supports(values, module.weight)
 
 
 def is_fast(module: Any, values: Tensor) -> bool:
     """Whether `fast_convolution` can run a module on `values`, and is faster than the module itself."""
     return (
         isinstance(module, nn.Conv2d)
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-        and not torch.is_autocast_enabled(values.device.type)
-        and convolution.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)
+        and _is_plain(module, values)
+        and convolution.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)  # type: ignore[arg-type]
     )
+
+
+def _is_plain(module: Any, values: Tensor) -> bool:
+    """Whether a module runs at the precision of its weight, with a number of zeros around the picture, if any."""
+    padded = getattr(module, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(module, "padding", 0), str)
+    return padded and not torch.is_autocast_enabled(values.device.type)
 
 
 def fast_convolution(module: Any, values: Tensor) -> Tensor:

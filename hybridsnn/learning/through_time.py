@@ -140,10 +140,10 @@ class ThroughTime(Simulation):
 
     def _return(self, node: fx.Node, error: Tensor | None) -> None:
         """Send the error of a node on to its inputs, and learn from it."""
+        if error is None or node in self.constant:
+            return
         if _calls(self.module, node, SpikingNeuron):
             self._return_through_neurons(node, error)
-        elif error is None or node in self.constant:
-            return
         elif _calls(self.module, node, SYNAPSES):
             (source,) = node.all_input_nodes
             values = self._presented(source)
@@ -153,10 +153,8 @@ class ThroughTime(Simulation):
         else:
             self._return_through_any(node, error)
 
-    def _return_through_neurons(self, node: fx.Node, error: Tensor | None) -> None:
+    def _return_through_neurons(self, node: fx.Node, error: Tensor) -> None:
         run, alone = self.runs[str(node.target)], node not in self.shared
-        if error is None:  # no loss sees its spikes, as where only the last steps count
-            error = self.forms[node].empty(self.timesteps * self.batch).zero_()
         assert self.surrogate is not None
         error = error.unflatten(0, (self.timesteps, -1))
         entering = run.backward(self.chunk, error, self.surrogate, overwrite=alone)
