@@ -12,7 +12,8 @@ Then times, all ways in turns, and memory, as ratios:
   by STDB, SpikingJelly with its `PiecewiseQuadratic`, snnTorch with its arctangent. All use the same fused Adam with
   amsgrad, at a learning rate of 0, so that rates stay what they are.
 - memory: peak live bytes of activations in a training step, ours / the peer's. Weights, their gradients and the
-  optimiser's state, which are the same for all, are left out: see `activations.py`.
+  optimiser's state, which are the same for all, are left out: see `activations.py`. Both are measured twice: as it
+  comes, and with an eighth of the most sparing peer's memory as our `memory_budget`.
 - simulation: time of our simulation / the ANN's on T times as many images.
 - balancing: time of `--balance max` / that of one simulation of the balanced network on the same images; thresholds
   are first checked against that plain loop, bit for bit on the grid.
@@ -47,16 +48,23 @@ from hybridsnn.stages.compute import keep_freed_memory
 from hybridsnn.surrogates import SURROGATES
 
 OURS = "hybridsnn"
+WITHIN = " within an eighth of the memory"
 TARGETS = {
     "32-true": {
         "inference": ">= 1.35, aim 2",
         "training step": ">= 1.5, aim 2",
-        "memory of a training step": "<= 0.125",
+        "training step" + WITHIN: ">= 1.5, aim 2",
+        "memory of a training step": "",
+        "memory of a training step" + WITHIN: "<= 0.125",
         "simulation": "<= 1.3",
         "balancing": "<= 1.6",
     }
 }
-TARGETS["bf16-mixed"] = TARGETS["32-true"] | {"inference": ">= 2.8", "training step": ">= 3"}
+TARGETS["bf16-mixed"] = TARGETS["32-true"] | {
+    "inference": ">= 2.8, aim 4",
+    "training step": ">= 3, aim 4",
+    "training step" + WITHIN: ">= 3, aim 4",
+}
 
 
 @dataclass(frozen=True)
@@ -168,19 +176,23 @@ def against_peers(comparison: Comparison, peers: list[str]) -> None:
 
     comparison.time("inference", {name: simulation(name) for name in networks}, OURS)
 
-    rule = RULES["stdb"].build(Options(SURROGATES["spike-time"]))
-
-    def learn(name: str) -> Callable[[], object]:
+    def learn(name: str, budget: int | None) -> Callable[[], object]:
         if name == OURS:
+            rule = RULES["stdb"].build(Options(SURROGATES["spike-time"], memory_budget=budget))
             return lambda: rule.step(wrapped[OURS], frames, labels, fabric.backward)
         return lambda: fabric.backward(functional.cross_entropy(wrapped[name](frames), labels))
 
-    steps = {name: training_step(network, learn(name)) for name, network in networks.items()}
-    comparison.time("training step", steps, OURS)
-    peaks = {name: activation_bytes(network, steps[name]) for name, network in networks.items()}
-    for peer in peers:
-        ratio = peaks[OURS] / peaks[peer]
-        comparison.add("memory of a training step", f"{OURS} / {peer}", ratio, ratio, ratio)
+    budget: int | None = None
+    for limits in ("", WITHIN):
+        steps = {name: training_step(network, learn(name, budget)) for name, network in networks.items()}
+        comparison.time("training step" + limits, steps, OURS)
+        peaks = {name: activation_bytes(network, steps[name]) for name, network in networks.items()}
+        for peer in peers:
+            ratio = peaks[OURS] / peaks[peer]
+            comparison.add("memory of a training step" + limits, f"{OURS} / {peer}", ratio, ratio, ratio)
+        if not peers:
+            break
+        budget = min(peaks[peer] for peer in peers) // 8
 
 
 @torch.no_grad()

@@ -126,6 +126,13 @@ class Frames:
         return not (coding.random or coding.events)
 
 
+def samples_of(frames: Tensor | Frames, part: slice) -> Tensor | Frames:
+    """Some samples of frames `[T, B, ...]`; each has the frames that it has in the whole."""
+    if isinstance(frames, Tensor):
+        return frames[:, part]
+    return Frames(frames.encoder, frames.images[part], frames.indices[part], frames.timesteps, frames.seed)
+
+
 def constant_in_time(frames: Tensor | Frames) -> bool:
     """Whether frames `[T, B, ...]` are known to be the same at every step."""
     return len(frames) == 1 or (frames.constant if isinstance(frames, Frames) else frames.stride(0) == 0)

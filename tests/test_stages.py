@@ -800,7 +800,7 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
             "memory_budget is for stdb, linear, stbp, not for 'stop-w'; leave it out",
         ),
         ("finetune --memory-budget 0", "finetune.memory_budget: got 0"),
-        ("finetune --memory-budget 0.0001", "memory_budget: got 0.0001 GiB, must be at least"),
+        ("finetune --memory-budget 0.00001", "memory_budget: got 1e-05 GiB, must be at least"),
         ("finetune --method sltt --backward-steps 0", "finetune.backward_steps: got 0"),
         ("finetune --threshold-learning-rate 0", "finetune.threshold_learning_rate: got 0.0"),
         ("finetune --leak-learning-rate -1", "finetune.leak_learning_rate: got -1.0"),

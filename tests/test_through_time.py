@@ -16,9 +16,9 @@ from hybridsnn.conversion import GRANULARITIES, spiking_body
 from hybridsnn.encoders import ENCODERS, Encoder, Frames
 from hybridsnn.errors import ConfigError
 from hybridsnn.kernels import convolution, sparse, transmission
-from hybridsnn.learning import chunks
+from hybridsnn.learning import pieces
 from hybridsnn.learning.bptt import BackPropagationThroughTime
-from hybridsnn.learning.chunks import Footprint, chunks_of_time
+from hybridsnn.learning.pieces import Footprint, Pieces
 from hybridsnn.learning.through_time import ThroughTime, cuts_in_time
 from hybridsnn.memory import LiveMemory
 from hybridsnn.model import Simulation, SpikingModel
@@ -677,7 +677,7 @@ def learner_of(name: str) -> SpikingModel:
 )
 def test_only_bits_and_membranes_grow_with_time(name: str, surrogate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An eighth of a byte for each neuron and step, four more where the surrogate sees membranes; and the readout."""
-    monkeypatch.setattr(chunks, "WORKSPACE", 0)  # 8 steps at a time
+    monkeypatch.setattr(pieces, "WORKSPACE", 0)  # 8 steps at a time
     model, shape = learner_of(name), CONVNETS[name][1]
     short, long = (peak(model, shape, timesteps, SURROGATES[surrogate], None) for timesteps in (64, 256))
     neurons = Footprint.of(model.body, torch.zeros(1, *shape), SURROGATES[surrogate]).neurons
@@ -691,7 +691,7 @@ def smallest_budget(model: SpikingModel, frames: Tensor, surrogate: Surrogate) -
     while high - low > 1:
         budget = (low + high) // 2
         try:
-            chunks_of_time(model.body, frames, surrogate, budget)
+            Pieces.of(model.body, frames, surrogate, budget)
             high = budget
         except ConfigError:
             low = budget
@@ -716,7 +716,7 @@ def test_budgets_are_kept(name: str, surrogate: str, monkeypatch: pytest.MonkeyP
         assert used - fixed <= allowed * budget, f"{used} of {budget} bytes, {fixed} of them fixed"
 
 
-# Chunks.
+# Pieces.
 
 
 def two_layers() -> fx.GraphModule:
@@ -727,46 +727,50 @@ def two_layers() -> fx.GraphModule:
     return spiking_body(network, SHAPE)
 
 
+def even(whole: int, count: int) -> tuple[int, ...]:
+    return tuple(whole // count + (place < whole % count) for place in range(count))
+
+
 @pytest.mark.parametrize("surrogate", ["spike-time", "triangle"])
 @pytest.mark.parametrize("timesteps", [1, 5, 9, 20, 100])
-def test_chunks_fill_a_budget(timesteps: int, surrogate: str) -> None:
-    """They are all of time, all but equal, and no longer than fits; more memory never makes them shorter."""
-    body, batch = two_layers(), 3
+def test_no_fewer_pieces_fit_a_budget(timesteps: int, surrogate: str) -> None:
+    """They are all of batch and time, all but equal; more memory never makes more of them."""
+    body, batch = two_layers(), 6
     frames = torch.zeros(timesteps, batch, *SHAPE)
     footprint = Footprint.of(body, frames[0, :1], SURROGATES[surrogate])
     assert footprint.neurons == 778
     membranes = 0 if surrogate == "spike-time" else 4 * 778
 
-    def needed(cut: list[int]) -> float:
+    def needed(part: tuple[int, ...], cut: tuple[int, ...]) -> float:
         """Spikes as bits, membranes; around the linear layer its output, and its input twice."""
         octets = sum(math.ceil(steps / 8) for steps in cut)
-        return batch * (778 * octets + membranes * timesteps + 4 * 778 + 4 * max(cut) * (10 + 2 * 768))
+        return max(part) * (778 * octets + membranes * timesteps + 4 * 778 + 4 * max(cut) * (10 + 2 * 768))
 
-    def even(count: int) -> list[int]:
-        return [timesteps // count + (place < timesteps % count) for place in range(count)]
-
-    allowed = {timesteps, *range(1, min(timesteps, 8) + 1), *range(8, timesteps + 1, 8)}
-    needs = {max(cut): needed(cut) for cut in (even(math.ceil(timesteps / length)) for length in allowed)}
-    longest = 0
-    for budget in [int(1.2**n) for n in range(50, 110)]:
-        fitting = [length for length, need in needs.items() if need <= budget]
+    lengths = {timesteps, *range(1, min(timesteps, 8) + 1), *range(8, timesteps + 1, 8)}
+    cuts = [even(timesteps, math.ceil(timesteps / length)) for length in lengths]
+    needs = {(part, cut): needed(part, cut) for part in (even(batch, n) for n in range(1, batch + 1)) for cut in cuts}
+    most = math.inf
+    for budget in [int(1.2**n) for n in range(45, 110)]:
+        fitting = [len(part) * len(cut) for (part, cut), need in needs.items() if need <= budget]
         if not fitting:
             with pytest.raises(ConfigError):
-                chunks_of_time(body, frames, SURROGATES[surrogate], budget)
+                Pieces.of(body, frames, SURROGATES[surrogate], budget)
             continue
-        cut = chunks_of_time(body, frames, SURROGATES[surrogate], budget)
-        assert list(cut) == even(len(cut)) and max(cut) == max(fitting) >= longest
-        longest = max(cut)
-    assert longest == timesteps
+        found = Pieces.of(body, frames, SURROGATES[surrogate], budget)
+        number = len(found.samples) * len(found.timesteps)
+        assert found.needed(footprint) == needs[found.samples, found.timesteps] <= budget
+        assert number == min(fitting) <= most
+        most = number
+    assert most == 1
 
 
 def test_without_a_budget_chunks_have_whole_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     body, frames = two_layers(), torch.zeros(100, 3, *SHAPE)
     work = 3 * 4 * (10 + 2 * 768)
     for workspace, longest in ((0, 8), (8 * work, 8), (16 * work, 15), (99 * work, 50), (100 * work, 100)):
-        monkeypatch.setattr(chunks, "WORKSPACE", workspace)
-        cut = chunks_of_time(body, frames, STDB, None)
-        assert sum(cut) == 100 and max(cut) == longest
+        monkeypatch.setattr(pieces, "WORKSPACE", workspace)
+        found = Pieces.of(body, frames, STDB, None)
+        assert found.samples == (3,) and sum(found.timesteps) == 100 and max(found.timesteps) == longest
 
 
 @pytest.mark.parametrize("timesteps", [5, 8, 100])
@@ -774,24 +778,44 @@ def test_without_a_budget_chunks_have_whole_bytes(monkeypatch: pytest.MonkeyPatc
 def test_a_budget_that_is_too_small_names_one_that_is_enough(timesteps: int, surrogate: str) -> None:
     body, frames = two_layers(), torch.zeros(timesteps, 3, *SHAPE)
     with pytest.raises(ConfigError) as error:
-        chunks_of_time(body, frames, SURROGATES[surrogate], 1000)
+        Pieces.of(body, frames, SURROGATES[surrogate], 1000)
     message = str(error.value)
     assert "\n" not in message
     found = re.fullmatch(
-        r"memory_budget: got (\S+) GiB, must be at least (\S+): batch (\d+) x (\d+) steps x (\d+) neurons take (\S+), "
-        r"the work on (\d+) at a time (\S+); give more, or a smaller batch",
+        r"memory_budget: got (\S+) GiB, must be at least (\S+): one sample x (\d+) steps x (\d+) neurons take (\S+), "
+        r"the work on (\d+) at a time (\S+); give more, or fewer timesteps",
         message,
     )
     assert found, message
-    got, least, batch, steps, neurons, kept, length, work = map(float, found.groups())
-    assert (batch, steps, neurons) == (3, timesteps, 778)
+    got, least, steps, neurons, kept, length, work = map(float, found.groups())
+    assert (steps, neurons) == (timesteps, 778)
     assert got * 2**30 == pytest.approx(1000, rel=0.01)
     assert least == pytest.approx(kept + work, rel=0.02)
-    assert work * 2**30 == pytest.approx(3 * 4 * (10 + 2 * 768) * length, rel=0.01)
-    cut = chunks_of_time(body, frames, SURROGATES[surrogate], int(least * 2**30))
-    assert max(cut) >= length
+    assert work * 2**30 == pytest.approx(4 * (10 + 2 * 768) * length, rel=0.01)
+    enough = Pieces.of(body, frames, SURROGATES[surrogate], int(least * 2**30))
+    assert enough.samples == (1, 1, 1) and max(enough.timesteps) >= length
     with pytest.raises(ConfigError):
-        chunks_of_time(body, frames, SURROGATES[surrogate], int(least * 2**30 * 0.98))
+        Pieces.of(body, frames, SURROGATES[surrogate], int(least * 2**30 * 0.98))
+
+
+@pytest.mark.parametrize("encoder", ["direct", "poisson"])
+@pytest.mark.parametrize("per_step", [False, True])
+def test_parts_of_a_batch_learn_what_the_whole_does(
+    encoder: str, per_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five samples in parts of two, two and one: each counts alike, and has the frames that it has in the whole."""
+    model = model_of(spiking_body(seeded(Residual()), SHAPE), encoder)
+    frames = Frames(model.encoder, pictures(5).double(), torch.arange(5), 4)
+    labels, rule = torch.arange(5) % CLASSES, BackPropagationThroughTime(LINEAR, per_step=per_step)
+
+    def learn(samples: tuple[int, ...]) -> Results:
+        monkeypatch.setattr(Pieces, "of", lambda *_: Pieces(samples, (3, 1)))
+        model.zero_grad(set_to_none=True)
+        loss, logits = rule.step(model, frames, labels, lambda loss: loss.backward())
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        return {"loss": loss, "logits": logits, **gradients}
+
+    assert_same(learn((2, 2, 1)), learn((5,)))
 
 
 def test_the_footprint_of_vgg16_on_imagenet() -> None:

@@ -49,7 +49,7 @@ class FinetuneConfig(TrainingSettings):
         None,
         gt=0,
         description="GiB for a training step besides weights, gradients and optimiser, for methods that keep all "
-        "spikes; time is cut into chunks that fit. Unset: 128 MiB for a chunk, or 8 steps if they take more.",
+        "spikes; batch and time are cut into pieces that fit. Unset: time alone, 256 MiB for a chunk or 8 steps.",
     )
     learn_thresholds: bool | None = Field(
         None, description="Train thresholds too (kept above 0 by projection); unset: as the method says."

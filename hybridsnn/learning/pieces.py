@@ -1,7 +1,9 @@
-"""How many steps of back-propagation through time fit in a memory budget."""
+"""The pieces of batch and time in which back-propagation through time fits in a memory budget."""
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from hybridsnn.neurons import SharedDropout, SpikingNeuron, TemporalModule
 from hybridsnn.surrogates import Surrogate
 
 BYTE = 8  # steps whose spikes fill a byte
-WORKSPACE = 2**27  # bytes that the work on a chunk may take where nothing is said
+WORKSPACE = 2**28  # bytes that the work on a chunk may take where nothing is said
 FLOAT = 4  # bytes
 
 
@@ -47,45 +49,72 @@ class Footprint:
         return cls(sizes.neurons, sizes.neurons / BYTE, membranes, state, FLOAT * sizes.working)
 
 
-def chunks_of_time(
-    body: fx.GraphModule, frames: Tensor | Frames, surrogate: Surrogate, budget: int | None
-) -> tuple[int, ...]:
-    """The lengths of the chunks into which a run over frames `[T, B, ...]` is cut: few, and all but equal.
+@dataclass(frozen=True)
+class Pieces:
+    """How a training step is cut: each part of the batch runs through all chunks of time and back, then the next.
 
-    Chunks of 8 steps and more fill whole bytes with spikes; shorter ones waste bits, so they are the last resort.
-
-    Args:
-        budget: bytes for what is kept over the run and for the work on one chunk; None: for the work on a chunk
-            `WORKSPACE`, or 8 steps if they take more.
-
-    Raises:
-        ConfigError: if the budget is too small.
+    Attributes:
+        samples: of each part, all but equal.
+        timesteps: of each chunk, all but equal.
     """
-    timesteps, first = len(frames), frames[:1]
-    batch = first.shape[1]
-    footprint = Footprint.of(body, first[0, :1], surrogate)
-    working = batch * footprint.working
 
-    def kept(chunks: tuple[int, ...]) -> float:
-        whole_bytes = BYTE * sum(math.ceil(steps / BYTE) for steps in chunks)
-        return batch * (footprint.bits * whole_bytes + footprint.membranes * timesteps + footprint.state)
+    samples: tuple[int, ...]
+    timesteps: tuple[int, ...]
 
-    def needed(chunks: tuple[int, ...]) -> float:
-        return kept(chunks) + max(chunks) * working
+    @classmethod
+    def of(cls, body: fx.GraphModule, frames: Tensor | Frames, surrogate: Surrogate, budget: int | None) -> "Pieces":
+        """As few pieces as there can be of a run over frames `[T, B, ...]`.
 
-    if budget is None:
-        longest = max(BYTE, int(WORKSPACE / working) // BYTE * BYTE)
-        return _cut(timesteps, timesteps if timesteps * working <= WORKSPACE else longest)
-    lengths = [timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE), 0, -1)]
-    candidates = [_cut(timesteps, longest) for longest in lengths]
-    for chunks in candidates:
-        if needed(chunks) <= budget:
-            return chunks
-    least = min(candidates, key=needed)
+        Of choices with as many pieces, the one that needs least.
+
+        Args:
+            budget: bytes for what is kept over the run and for the work on one piece; None: the batch is not cut,
+                and for the work on a chunk there are `WORKSPACE` bytes, or 8 steps if they take more.
+
+        Raises:
+            ConfigError: if the budget is too small for any.
+        """
+        first = frames[:1]
+        batch, timesteps = first.shape[1], len(frames)
+        footprint = Footprint.of(body, first[0, :1], surrogate)
+        if budget is not None:
+            return _fewest(footprint, batch, timesteps, budget)
+        fitting = int(WORKSPACE / (batch * footprint.working))
+        return cls((batch,), _cut(timesteps, timesteps if timesteps <= fitting else max(BYTE, fitting // BYTE * BYTE)))
+
+    def kept(self, footprint: Footprint) -> float:
+        """Bytes that the largest part keeps over its run."""
+        longest, shortest, number = max(self.timesteps), min(self.timesteps), len(self.timesteps)
+        longer = sum(self.timesteps) - shortest * number
+        whole_bytes = BYTE * (longer * math.ceil(longest / BYTE) + (number - longer) * math.ceil(shortest / BYTE))
+        run = footprint.bits * whole_bytes + footprint.membranes * sum(self.timesteps) + footprint.state
+        return max(self.samples) * run
+
+    def working(self, footprint: Footprint) -> float:
+        """Bytes for the work on the largest piece."""
+        return max(self.samples) * max(self.timesteps) * footprint.working
+
+    def needed(self, footprint: Footprint) -> float:
+        """Bytes in all."""
+        return self.kept(footprint) + self.working(footprint)
+
+
+@lru_cache
+def _fewest(footprint: Footprint, batch: int, timesteps: int, budget: int) -> Pieces:
+    """See `Pieces.of`; lengths of chunks are whole bytes of spikes, or less than one."""
+    lengths = (timesteps, *range(timesteps // BYTE * BYTE, 0, -BYTE), *range(min(timesteps, BYTE), 0, -1))
+    chunks = {_cut(timesteps, longest) for longest in lengths}
+    parts = {_cut(batch, most) for most in range(1, batch + 1)}
+    choices = [Pieces(*cuts) for cuts in product(parts, chunks)]
+    needs = {choice: choice.needed(footprint) for choice in choices}
+    fitting = [choice for choice in choices if needs[choice] <= budget]
+    if fitting:
+        return min(fitting, key=lambda choice: (len(choice.samples) * len(choice.timesteps), needs[choice]))
+    least = min(choices, key=lambda choice: needs[choice])
     raise ConfigError(
-        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least {_gib(needed(least))}: "
-        f"batch {batch} x {timesteps} steps x {footprint.neurons:,} neurons take {_gib(kept(least))}, "
-        f"the work on {max(least)} at a time {_gib(max(least) * working)}; give more, or a smaller batch"
+        f"memory_budget: got {budget / 2**30:.3g} GiB, must be at least {_gib(needs[least])}: "
+        f"one sample x {timesteps} steps x {footprint.neurons:,} neurons take {_gib(least.kept(footprint))}, "
+        f"the work on {max(least.timesteps)} at a time {_gib(least.working(footprint))}; give more, or fewer timesteps"
     )
 
 
@@ -95,10 +124,10 @@ def _gib(size: float) -> str:
     return f"{math.ceil(size / 2**30 / digit) * digit:.3g}"
 
 
-def _cut(timesteps: int, longest: int) -> tuple[int, ...]:
-    """As few chunks as there can be, all but equal, the longer ones first."""
-    count = math.ceil(timesteps / longest)
-    length, longer = divmod(timesteps, count)
+def _cut(whole: int, longest: int) -> tuple[int, ...]:
+    """As few pieces as there can be, all but equal, the longer ones first."""
+    count = math.ceil(whole / longest)
+    length, longer = divmod(whole, count)
     return (length + 1,) * longer + (length,) * (count - longer)
 
 
