@@ -3,10 +3,24 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?=
+SCALE  ?= full
+SEEDS  ?= 1
 RUN    := $(BIN)/hybridsnn run
 FLAGS  := $(if $(DATA),--data $(DATA))
 
-.PHONY: help install demo mnist mnist-scratch nmnist cifar10 bench bench-gpu test lint clean
+# Tables: `make table-cifar10 DATA=FOLDER SCALE=laptop SEEDS=3`; the pages go to docs/results/.
+HYBRID_CIFAR10 := cifar10-vgg5 cifar10-vgg9 cifar10-vgg16 cifar10-resnet8 cifar10-resnet20
+HYBRID_CIFAR100 := cifar100-vgg11
+HYBRID_IMAGENET := imagenet-resnet34 imagenet-vgg16
+STOP := mnist-lenet5-scratch cifar10-vgg11-stop cifar10-resnet18-stop cifar100-vgg11-stop dvs-gesture-vgg11-stop \
+        cifar10-dvs-vgg11-stop
+BESIDE := nmnist-lenet5
+# $(call table,recipes,name,title,scale)
+table = $(BIN)/hybridsnn table $(1:%=pipelines/%.yaml) --scale $(4) --seeds $(SEEDS) --title "$(3)" \
+        --output docs/results/$(2) $(FLAGS) && $(BIN)/hybridsnn results docs/results
+
+.PHONY: help install demo mnist mnist-scratch nmnist table-cifar10 table-cifar100 table-imagenet table-stop \
+        table-laptop table-hours table-gpu bench bench-gpu test lint clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | column -t -s :
@@ -43,8 +57,26 @@ mnist-scratch: $(BIN)/.installed  ## LeNet-5 on MNIST from scratch with STOP; DA
 nmnist: $(BIN)/.installed-tonic  ## LeNet-5 on N-MNIST recordings; DATA=FOLDER holds NMNIST/Train and NMNIST/Test
 	$(RUN) pipelines/nmnist-lenet5.yaml $(FLAGS)
 
-cifar10: $(BIN)/.installed  ## VGG5 on CIFAR-10 as pictures; DATA=FOLDER holds train/ and test/
-	$(RUN) pipelines/cifar10-vgg5.yaml $(FLAGS)
+table-cifar10: $(BIN)/.installed  ## the hybrid paper's rows on CIFAR-10; DATA=FOLDER holds the data sets
+	$(call table,$(HYBRID_CIFAR10),cifar10-$(SCALE),Hybrid conversion and STDB on CIFAR-10,$(SCALE))
+
+table-cifar100: $(BIN)/.installed  ## the hybrid paper's row on CIFAR-100
+	$(call table,$(HYBRID_CIFAR100),cifar100-$(SCALE),Hybrid conversion and STDB on CIFAR-100,$(SCALE))
+
+table-imagenet: $(BIN)/.installed  ## the hybrid paper's rows on ImageNet
+	$(call table,$(HYBRID_IMAGENET),imagenet-$(SCALE),Hybrid conversion and STDB on ImageNet,$(SCALE))
+
+table-stop: $(BIN)/.installed-tonic  ## the STOP paper's rows
+	$(call table,$(STOP),stop-$(SCALE),STOP,$(SCALE))
+
+table-laptop: $(BIN)/.installed-tonic  ## all rows at small scale, within an hour of two cores
+	$(call table,$(HYBRID_CIFAR10) $(HYBRID_CIFAR100) $(HYBRID_IMAGENET) $(STOP) $(BESIDE),laptop,All rows on a laptop,laptop)
+
+table-hours: $(BIN)/.installed  ## VGG5 at full width on CIFAR-10 as pictures, some hours of two cores
+	$(call table,cifar10-vgg5,hours,VGG5 at full width,hours)
+
+table-gpu: $(BIN)/.installed  ## VGG16 on CIFAR-10 as pictures on a GPU; stops after ten minutes, goes on when repeated
+	$(call table,cifar10-vgg16,gpu,VGG16 at full width,gpu)
 
 bench: $(BIN)/.installed-bench  ## time and memory as ratios, to other libraries too, into docs/
 	cd benchmarks && ../$(BIN)/python run_all.py

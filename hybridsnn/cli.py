@@ -20,11 +20,12 @@ from pydantic_core import PydanticUndefined
 from hybridsnn import __version__
 from hybridsnn.artifacts import MANIFEST, Artifact, check_name, lineage, survey
 from hybridsnn.config import Choice, resolve
-from hybridsnn.errors import ArtifactError, ConfigError, HybridSNNError
+from hybridsnn.errors import ArtifactError, ConfigError, DataError, HybridSNNError
 from hybridsnn.registry import unknown
 
 if TYPE_CHECKING:  # what computes is imported by the command that needs it, so that help is immediate
-    from hybridsnn.pipeline import Planned, Step
+    from hybridsnn.pipeline import Planned
+    from hybridsnn.recipes import Step
     from hybridsnn.stages.base import Environment, Stage
 
 Item = TypeVar("Item")
@@ -135,6 +136,13 @@ download_option = click.option("--download", is_flag=True, help="Fetch the data 
 fresh_option = click.option(
     "--resume/--fresh", default=True, help="Go on where a stopped run of the same command was, or start it over."
 )
+scale_option = click.option(
+    "--scale", default="full", show_default=True, help="One of the recipe's scales: how much of everything."
+)
+overrides_option = click.option(
+    "--set", "overrides", metavar="NAME=VALUE", multiple=True, help="Replace a setting (step.setting) or turn a knob. "
+    "Can be repeated.",
+)  # fmt: skip
 
 
 @click.group(cls=CommandLine, invoke_without_command=True, context_settings={"max_content_width": 110})
@@ -310,11 +318,10 @@ def _named(source: str, run_folder: Path, kinds: Sequence[str] | None = None) ->
 
 @command_line.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name]")
-@click.option(
-    "--set", "overrides", metavar="STEP.SETTING=VALUE", multiple=True, help="Replace a setting. Can be repeated."
-)
+@click.option("--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name, and the scale]")
+@overrides_option
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
+@scale_option
 @checkpoints_option
 @device_option
 @data_option
@@ -325,6 +332,7 @@ def run_command(
     run_name: str | None,
     overrides: tuple[str, ...],
     only_plan: bool,
+    scale: str,
     checkpoints: Path,
     device: str,
     data: Path | None,
@@ -338,11 +346,11 @@ def run_command(
         hybridsnn run pipelines/demo.yaml --set ann.epochs=5
     """
     from hybridsnn import pipeline
-    from hybridsnn.stages import STAGES
+    from hybridsnn.recipes import load_recipe
 
-    loaded = pipeline.load_recipe(recipe, overrides, STAGES)
-    check_name(run_name or loaded.name, "--run")
-    run_folder = checkpoints / (run_name or loaded.name)
+    loaded = load_recipe(recipe, overrides, scale=scale)
+    check_name(run_name or loaded.run_name, "--run")
+    run_folder = checkpoints / (run_name or loaded.run_name)
     environment = _environment(device, data, download)
     click.echo(f"{loaded.name}: {loaded.description}" if loaded.description else loaded.name)
     planned = pipeline.plan(loaded, run_folder, environment)
@@ -350,6 +358,16 @@ def run_command(
     _table(columns, [(p.step.name, p.step.stage.name, ", ".join(p.step.sources), p.status, p.reason) for p in planned])
     if only_plan:
         return
+
+    for artifact in pipeline.run(loaded, run_folder, environment, **_telling(environment), fresh=not resume):
+        if "accuracy.csv" in artifact.manifest.files:
+            with artifact.file("accuracy.csv").open(encoding="utf-8", newline="") as stream:
+                header, *rows = csv.reader(stream)
+            _table(header, rows)
+
+
+def _telling(environment: "Environment") -> dict[str, Any]:
+    """What a run calls before and after each step."""
 
     def starting(planned: "Planned") -> None:
         if planned.status != "current":
@@ -359,11 +377,98 @@ def run_command(
     def done(step: "Step", artifact: Artifact, made: bool) -> None:
         _tell(artifact, made)
 
-    for artifact in pipeline.run(loaded, run_folder, environment, starting, done, fresh=not resume):
-        if "accuracy.csv" in artifact.manifest.files:
-            with artifact.file("accuracy.csv").open(encoding="utf-8", newline="") as stream:
-                header, *rows = csv.reader(stream)
-            _table(header, rows)
+    return {"on_step": starting, "on_done": done}
+
+
+@command_line.command("table")
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@scale_option
+@overrides_option
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each recipe.")
+@click.option("--title", default="Results", show_default=True, help="Title of the page.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for results.csv, evidence.json and a page."
+)
+@checkpoints_option
+@device_option
+@data_option
+@download_option
+@fresh_option
+def table_command(
+    recipes: tuple[Path, ...],
+    scale: str,
+    overrides: tuple[str, ...],
+    seeds: int,
+    title: str,
+    output: Path | None,
+    checkpoints: Path,
+    device: str,
+    data: Path | None,
+    download: bool,
+    resume: bool,
+) -> None:
+    """Run recipes and set what they gave beside what their papers say.
+
+    A recipe whose data set is missing becomes a row that says so. The page and the numbers are written after every
+    recipe, so what is done is there whatever happens to the rest.
+
+    \b
+    Example:
+        hybridsnn table pipelines/cifar10-vgg5.yaml --scale laptop --data FOLDER
+    """
+    from hybridsnn import pipeline
+    from hybridsnn.recipes import load_recipe
+    from hybridsnn.reporting import as_text, results_table, write_table_page
+    from hybridsnn.results import Table
+
+    environment = _environment(device, data, download)
+    rows = []
+    for path in recipes:
+        turned = [[*overrides, f"seed={seed}"] if seeds > 1 else overrides for seed in range(seeds)]
+        rows.append((load_recipe(path), [load_recipe(path, values, scale=scale) for values in turned]))
+        if rows[-1][0].row is None:
+            raise ConfigError(f"{path}: is no row of a table; leave it out, or write its row")
+
+    table = Table()
+    for paper, runs in rows:
+        missing, made = False, []
+        for seed, recipe in enumerate(runs):
+            run_folder = checkpoints / (recipe.run_name if seed == 0 else f"{recipe.run_name}-seed{seed}")
+            environment.progress.say(f"{run_folder.name}: {recipe.description}")
+            try:
+                pipeline.run(recipe, run_folder, environment, fresh=not resume, **_telling(environment))
+            except DataError as error:
+                environment.progress.say(f"{run_folder.name}: {error}")
+                missing = True
+            planned = pipeline.plan(recipe, run_folder, environment)
+            made.append({step.step.name: step.artifact for step in planned if step.artifact})
+        table.add_row(runs[0], paper, made, missing=missing)
+        if output:
+            table.write(output)
+            write_table_page(title, table.results, table.curves, output)
+    numbers = results_table(table.results)
+    _table(list(numbers.columns), as_text(numbers).to_numpy().tolist())
+    if output:
+        click.echo(f"{output / 'index.html'}")
+
+
+@command_line.command("results")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def results_command(folder: Path) -> None:
+    """Trace every number of the tables in FOLDER to its run, and write FOLDER/README.md.
+
+    A number is what the metrics of an evaluation say, whose hash is in its manifest, which names the hashes of what it
+    was made from, and so on down to the first training. One that is not stops the command.
+
+    \b
+    Example:
+        hybridsnn results docs/results
+    """
+    from hybridsnn.results import page
+
+    text, numbers = page(folder)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    click.echo(f"{numbers} numbers traced; {folder / 'README.md'}")
 
 
 # What artifacts say, for people and for programs.

@@ -1,49 +1,17 @@
-"""Recipes: read one, say what there is left to do, do it."""
+"""Run recipes: say what there is left to do, do it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from hybridsnn import __version__
-from hybridsnn.artifacts import Artifact, artifacts_in, check_name, find, scratch_folder
-from hybridsnn.config import StageConfig, canonical, config_hash, resolve, yaml_mapping, yaml_value
-from hybridsnn.errors import ConfigError, HybridSNNError
-from hybridsnn.registry import look_up, unknown
-from hybridsnn.stages import STAGES
-from hybridsnn.stages.base import Environment, Stage, execute
+from hybridsnn.artifacts import Artifact, artifacts_in, find, scratch_folder
+from hybridsnn.config import canonical, config_hash
+from hybridsnn.recipes import Recipe, Step
+from hybridsnn.stages.base import Environment, execute
 
 Status = Literal["current", "interrupted", "to do"]
-
-
-class RecipeFile(StageConfig):
-    """The outline of a recipe; what each stage is given is checked by that stage."""
-
-    name: str
-    description: str = ""
-    shared: Any = None
-    stages: dict[str, dict[str, Any]] = Field(min_length=1)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of a recipe; `name` is also what its artifact is called, `sources` are the steps it reads."""
-
-    name: str
-    stage: Stage
-    config: StageConfig
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Steps in the order they run, each reading only earlier ones."""
-
-    name: str
-    description: str
-    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -54,96 +22,6 @@ class Planned:
     status: Status
     reason: str
     artifact: Artifact | None = None
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Mapping[str, Stage] = STAGES) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        path: a YAML file.
-        overrides: settings that replace those in the file, as `step.setting=value`, the value in YAML.
-        stages: the stages a recipe can name.
-
-    Raises:
-        ConfigError: one line that names every problem.
-    """
-    if not path.is_file():
-        beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no recipes"
-        raise ConfigError(f"{path}: no such recipe; {path.parent} holds {beside}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: unreadable: {error}") from None
-    values = yaml_mapping(text, str(path))
-    try:
-        outline = resolve(RecipeFile, values, "recipe")
-        check_name(outline.name, "recipe.name")
-    except HybridSNNError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    drafts = {name: dict(values) for name, values in outline.stages.items()}
-    for override in overrides:
-        _override(drafts, override)
-
-    steps: dict[str, Step] = {}
-    problems: list[str] = []
-    for name, values in drafts.items():
-        try:
-            steps[name] = _step(name, values, list(drafts), steps, stages)
-        except HybridSNNError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError(f"{path}: {'; '.join(problems)}")
-    return Recipe(outline.name, outline.description, tuple(steps.values()))
-
-
-def _override(drafts: dict[str, dict[str, Any]], override: str) -> None:
-    target, equals, text = override.partition("=")
-    name, dot, setting = target.partition(".")
-    if not (equals and dot and setting):
-        raise ConfigError(f"--set: got '{override}', must be step.setting=value, e.g. ann.epochs=3")
-    look_up(drafts, name, "--set")[setting] = yaml_value(text, f"--set {target}")
-
-
-def _step(
-    name: str, values: dict[str, Any], names: list[str], earlier: Mapping[str, Step], stages: Mapping[str, Stage]
-) -> Step:
-    check_name(name, "stages")
-    if "stage" not in values:
-        raise ConfigError(f"{name}.stage: is required. Choices: {', '.join(sorted(stages))}")
-    stage = look_up(stages, str(values["stage"]), f"{name}.stage")
-    sources = values.get("from", [])
-    sources = tuple(str(source) for source in (sources if isinstance(sources, list) else [sources]))
-    problems = _problems_of_sources(name, stage, sources, names, earlier)
-    settings = {key: value for key, value in values.items() if key not in ("stage", "from")}
-    try:
-        config = resolve(stage.config, settings, name)
-    except ConfigError as error:
-        problems.append(str(error))
-    if problems:
-        raise ConfigError("; ".join(problems))
-    return Step(name, stage, config, sources)
-
-
-def _problems_of_sources(
-    name: str, stage: Stage, sources: tuple[str, ...], names: list[str], earlier: Mapping[str, Step]
-) -> list[str]:
-    where = f"{name}.from"
-    if stage.consumes and not sources:
-        return [f"{where}: is required: {stage.name} reads {' or '.join(stage.consumes)}"]
-    if sources and not stage.consumes:
-        return [f"{where}: {stage.name} reads nothing; remove it"]
-    if len(sources) > 1 and not stage.many:
-        return [f"{where}: got {', '.join(sources)}, {stage.name} reads one"]
-    problems = []
-    for source in sources:
-        if source not in names:
-            problems.append(str(unknown(where, source, names)))
-        elif names.index(source) >= names.index(name):
-            problems.append(f"{where}: '{source}' must come before '{name}'; move it up")
-        elif source in earlier and earlier[source].stage.produces not in stage.consumes:
-            made = earlier[source].stage.produces
-            problems.append(f"{where}: '{source}' makes {made}, {stage.name} reads {' or '.join(stage.consumes)}")
-    return problems
 
 
 def plan(recipe: Recipe, run_folder: Path, environment: Environment | None = None) -> list[Planned]:

@@ -8,7 +8,8 @@ from toy_stages import TOYS, snapshot
 
 from hybridsnn.artifacts import Artifact
 from hybridsnn.errors import ConfigError
-from hybridsnn.pipeline import Recipe, load_recipe, plan, run
+from hybridsnn.pipeline import plan, run
+from hybridsnn.recipes import Recipe, load_recipe
 from hybridsnn.stages.base import Environment
 
 DEMO = """
@@ -176,3 +177,72 @@ def test_a_run_that_was_interrupted_resumes(tmp_path: Path, monkeypatch: pytest.
     run(demo, folder, Environment(), on_step=lambda planned: seen.append(planned.status))
     assert seen == ["interrupted", *["to do"] * 5]
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
+
+
+# Knobs, scales and files below files.
+
+SHARED = """
+knobs: {epochs: 3, rate: 0.5, seed: 0}
+scales: {small: {epochs: 1}}
+row: {paper: toys, network: toy, columns: {test: a toy}}
+stages:
+  ann:  {stage: toy-train, epochs: $epochs, rate: $rate, seed: $seed}
+  test: {stage: toy-evaluate, from: ann}
+"""
+ABOVE = """
+name: above
+based_on: shared.yaml
+knobs: {rate: null}
+scales: {small: {rate: 2.0}, large: {epochs: 9}}
+row: {network: mine, published: {test: 50.0}}
+"""
+
+
+def above(folder: Path, overrides: Sequence[str] = (), scale: str = "full", text: str = ABOVE) -> Recipe:
+    (folder / "shared.yaml").write_text(SHARED)
+    (folder / "above.yaml").write_text(text)
+    return load_recipe(folder / "above.yaml", overrides, TOYS, scale)
+
+
+@pytest.mark.parametrize(
+    ("scale", "overrides", "epochs", "rate"),
+    [
+        ("full", (), 3, 0.1),  # a knob that is null leaves the stage's own value
+        ("small", (), 1, 2.0),
+        ("large", (), 9, 0.1),
+        ("small", ("epochs=4",), 4, 2.0),
+        ("small", ("epochs=4", "ann.epochs=5"), 5, 2.0),
+    ],
+)
+def test_knobs_are_turned_by_files_then_scales_then_users(
+    scale: str, overrides: tuple[str, ...], epochs: int, rate: float, tmp_path: Path
+) -> None:
+    recipe = above(tmp_path, overrides, scale)
+    config = recipe.steps[0].config.model_dump()
+    assert (config["epochs"], config["rate"]) == (epochs, rate)
+    assert recipe.run_name == ("above" if scale == "full" else f"above-{scale}")
+    assert recipe.row is not None
+    assert (recipe.row.paper, recipe.row.network, recipe.row.published) == ("toys", "mine", {"test": 50.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "overrides", "message"),
+    [
+        (ABOVE, "smal", (), "scale: unknown 'smal'. Did you mean 'small'?"),
+        (ABOVE, "full", ("epoch=3",), "--set: unknown 'epoch'. Did you mean 'epochs'?"),
+        (ABOVE, "full", ("=3",), "--set: got '=3', must be step.setting=value"),
+        (ABOVE.replace("large: {epochs", "large: {epoch"), "large", (), "scales.large: unknown 'epoch'"),
+        (ABOVE.replace("rate: null", "rat: 1"), "full", (), "knobs: no setting uses rat; remove them, or write $rat in its place"),
+        (ABOVE + "stages: {ann: {bias: $bia}}", "full", (), "ann.bias: knob: unknown 'bia'"),
+        (ABOVE.replace("shared.yaml", "other.yaml"), "full", (), "based_on: other.yaml: no such recipe"),
+        (ABOVE.replace("shared.yaml", "above.yaml"), "full", (), "above.yaml is based on itself"),
+        (ABOVE.replace("{test: 50.0}", "{tst: 50.0}"), "full", (), "row.published: unknown 'tst'"),
+        (ABOVE.replace("network: mine", "columns: {tst: x}"), "full", (), "row.columns: unknown 'tst'"),
+    ],
+)
+def test_what_is_wrong_with_knobs(
+    text: str, scale: str, overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        above(tmp_path, overrides, scale, text)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from hybridsnn.cli import REGISTRIES, command_line
 from hybridsnn.config import resolve
-from hybridsnn.pipeline import load_recipe
+from hybridsnn.recipes import load_recipe
 from hybridsnn.stages import STAGES
 from hybridsnn.stages.base import Environment, execute
 

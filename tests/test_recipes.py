@@ -4,12 +4,24 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hybridsnn.artifacts import check_name
-from hybridsnn.pipeline import load_recipe, plan
+from hybridsnn.pipeline import plan
+from hybridsnn.recipes import load_recipe
+
+
+
+def scales_of(path: Path) -> list[str]:
+    """Its own and those of the file it is based on."""
+    values = yaml.safe_load(path.read_text())
+    base = scales_of(path.parent / values["based_on"]) if "based_on" in values else []
+    return list(dict.fromkeys([*base, *values.get("scales", {})]))
+
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted((ROOT / "pipelines").iterdir())
+RECIPES = sorted((ROOT / "pipelines").glob("*.yaml"))
+SCALED = [(path, scale) for path in RECIPES for scale in ("full", *scales_of(path))]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -17,9 +29,9 @@ def test_there_are_recipes() -> None:
     assert {"demo.yaml", "digits-from-scratch.yaml"} <= {path.name for path in RECIPES}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_can_be_planned(path: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(path)  # every name in it is known and every setting fits, or this raises
+@pytest.mark.parametrize(("path", "scale"), SCALED, ids=[f"{path.stem}, {scale}" for path, scale in SCALED])
+def test_a_recipe_can_be_planned(path: Path, scale: str, tmp_path: Path) -> None:
+    recipe = load_recipe(path, scale=scale)  # every name in it is known and every setting fits, or this raises
     assert path.name == f"{recipe.name}.yaml"
     check_name(recipe.name, "run")
     assert recipe.description.endswith(".")
@@ -50,13 +62,29 @@ def test_the_control_differs_from_the_demo_in_its_start_alone() -> None:
     assert settings(control, "train-ann") == settings(demo, "train-ann").model_copy(update={"epochs": 0})
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_control_differs_from_the_hybrid_network_in_its_start_alone(path: Path) -> None:
+    recipe = load_recipe(path)
+    steps = {step.name: step for step in recipe.steps}
+    if not {"ann", "scratch"} <= steps.keys():
+        pytest.skip("no control in it")
+    for control, hybrid in (("start", "converted"), ("scratch", "tuned")):
+        assert steps[control].config == steps[hybrid].config
+    assert steps["untrained"].config == steps["ann"].config.model_copy(update={"epochs": 0})
+    assert steps["scratch"].sources == ("start",) and steps["start"].sources == ("untrained",)
+
+
 def test_the_makefile_names_recipes_that_exist() -> None:
-    named = re.findall(r"pipelines/[\w.-]+", MAKEFILE)
-    assert "pipelines/demo.yaml" in named
-    assert all((ROOT / path).is_file() for path in named)
+    text = MAKEFILE.replace("\\\n", " ")
+    lists = dict(re.findall(r"^(HYBRID_\w+|STOP|BESIDE) := (.*)$", text, re.MULTILINE))
+    rows = {name for names in lists.values() for name in names.split()}
+    named = {Path(path).stem for path in re.findall(r"pipelines/[\w.-]+yaml", text)}
+    assert "demo" in named and len(lists) == 5
+    assert named | rows <= {path.stem for path in RECIPES}
+    assert rows == {path.stem for path in RECIPES if load_recipe(path).row is not None}
 
 
 def test_every_target_of_the_makefile_is_phony_or_made() -> None:
     targets = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, re.MULTILINE))
-    phony = set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
+    phony = set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE.replace("\\\n", " "), re.MULTILINE)[0].split())
     assert targets == phony

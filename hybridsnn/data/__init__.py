@@ -6,7 +6,7 @@ from hybridsnn.data.datasets import DATASETS, DEFAULT_BINNING, DataSet, Request,
 from hybridsnn.data.events import BINNINGS, Binning, EventImages, Events
 from hybridsnn.data.images import FileImages, ImageData, Images, MemoryImages, image_data
 from hybridsnn.data.preprocessing import Preprocessing
-from hybridsnn.data.split import split_validation
+from hybridsnn.data.split import split_validation, stratified
 
 __all__ = [
     "AUGMENTATIONS",
@@ -29,4 +29,5 @@ __all__ = [
     "image_data",
     "load",
     "split_validation",
+    "stratified",
 ]

@@ -1,4 +1,4 @@
-"""Take a stratified part of a data set away for validation."""
+"""Stratified parts of a data set."""
 
 import torch
 from torch import Tensor
@@ -25,12 +25,22 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     """
     if not 0 <= fraction < 1:
         raise ConfigError(f"validation fraction: got {fraction}, must be at least 0 and less than 1")
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[stratified(labels, round(fraction * len(labels)), seed)] = True
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
+    """The sorted positions, int64 [count], of pictures to which every class gives its share, rounded down or up.
+
+    Args:
+        labels: int64 [N].
+        count: of pictures, 0 <= count <= N.
+        seed: picks them; the same labels, count and seed give the same pictures on every machine.
+    """
     total = len(labels)
-    count = round(fraction * total)
     shuffled = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     # Evenly spaced picks from a list grouped by class take from each class in proportion to its length.
     picks = (2 * torch.arange(count) + 1) * total // (2 * max(count, 1))
-    chosen = torch.zeros(total, dtype=torch.bool)
-    chosen[by_class[picks]] = True
-    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+    return by_class[picks].sort().values

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hybridsnn.artifacts import (
     CONFIG,
@@ -53,12 +53,17 @@ class Silent:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where and how a stage runs; never part of a result's identity."""
+    """Where and how a stage runs; never part of a result's identity.
+
+    Attributes:
+        opened: the data set that was opened last, for the next stage of the same command.
+    """
 
     device: str = "auto"
     data: Path | None = None
     download: bool = False
     progress: Progress = field(default_factory=Silent)
+    opened: dict[tuple[Any, ...], Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -69,7 +74,7 @@ class Work:
         folder: files written here become the artifact.
         scratch: files written here survive a killed process and are there when the same command is repeated.
         data: name and fingerprint of the data the stage used, set by the stage.
-        device: where it ran, set by the stage.
+        device: where it ran, and in brackets what that is; set by the stage.
     """
 
     config: StageConfig
@@ -201,7 +206,7 @@ def _peak_memory(device: str) -> int:
     if device.startswith("cuda"):
         import torch  # not needed to read, list or skip artifacts
 
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device.split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

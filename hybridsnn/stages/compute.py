@@ -1,9 +1,11 @@
 """Where stages compute: Lightning Fabric on the device and at the precision asked for."""
 
 import ctypes
+import platform
 import warnings
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -36,10 +38,19 @@ def fabric_for(work: Work, precision: Precision = "32-true") -> Fabric:
         raise ConfigError("precision: got '16-mixed' on the CPU, which has none; allowed there: 32-true, bf16-mixed")
     if fabric.device.type == "cpu":
         keep_freed_memory()
-    work.device = str(fabric.device)
+    work.device = f"cpu ({torch.get_num_threads()} threads{_processor()})"
     if fabric.device.type == "cuda":
         work.device = f"{fabric.device} ({torch.cuda.get_device_name(fabric.device)})"
     return fabric
+
+
+@cache
+def _processor() -> str:
+    """Its name, after a comma, where the system tells."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return ", " + next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f", {platform.machine()}"
 
 
 @cache

@@ -27,6 +27,9 @@ class EvaluateConfig(StageConfig):
     """
 
     split: Literal["test", "validation"] = Field("test", description="Which images.")
+    images: int | None = Field(
+        None, gt=0, description="How many of them, of each class its share, the same for every network; unset: all."
+    )
     timesteps: int | None = Field(None, gt=0, description="Time steps T; unset: those of the network.")
     batch_size: int = Field(100, gt=0, description="Images at once; changes no result.")
     precision: Precision = Field("32-true", description=PRECISION)
@@ -51,7 +54,7 @@ def run(work: Work) -> None:
             "time steps to leave at; leave it out, or name spiking networks with --from"
         )
     pictures = open_again(description.images, work)
-    source = pictures.measuring(config.split, config.batch_size)
+    source = pictures.measuring(config.split, config.batch_size, config.images)
     if len(source) == 0:
         raise ConfigError(f"evaluate.split: '{config.split}' has no images; the network kept none back for validation")
     network = fabric.to_device(network)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+import torch
 from torch import Tensor
 
 from hybridsnn.artifacts import Artifact, lineage
@@ -17,8 +18,10 @@ from hybridsnn.data import (
     DEFAULT_BINNING,
     Batches,
     ImageData,
+    default_folder,
     load,
     split_validation,
+    stratified,
 )
 from hybridsnn.errors import ArtifactError, ConfigError, DataError
 from hybridsnn.networks import NetworkSpec
@@ -26,12 +29,19 @@ from hybridsnn.stages.base import Environment, Work
 from hybridsnn.stages.networks import EventDescription, ImageDescription
 
 FOLDERS = ("imagefolder", "imagenet")  # data sets that are whatever folder they are given
+MEASURED = 0  # seed of the choice of images to measure on: the same for all networks
 
 
 class ImageSettings(StageConfig):
     """Which pictures a network is made for; later stages take them over from its artifact."""
 
     dataset: Annotated[str, Choice(DATASETS, "dataset")] = Field("digits", description="Data set.")
+    folder: str | None = Field(
+        None, description=f"Folder of pictures inside --data, for {' and '.join(FOLDERS)}; unset: --data itself."
+    )
+    images: int | None = Field(
+        None, gt=0, description="Training images to use, of each class its share, validation included; unset: all."
+    )
     image_size: int | None = Field(None, gt=0, description="Side of the pictures in pixels; unset: the data set's own.")
     validation: float = Field(
         0.1, ge=0, lt=1, description="Share of the training images kept back to choose the best epoch; 0: none."
@@ -47,10 +57,19 @@ class ImageSettings(StageConfig):
     )
     seed: int = Field(0, ge=0, description="Seed of everything random.")
 
+    @field_validator("folder")
+    @classmethod
+    def _only_of_pictures(cls, folder: str | None, info: ValidationInfo) -> str | None:
+        dataset = info.data.get("dataset")  # missing if it is itself refused
+        if folder is not None and dataset is not None and dataset not in FOLDERS:
+            raise ValueError(f"must be left unset for '{dataset}', which has its own place in --data")
+        return folder
+
 
 def outside(config: StageConfig, environment: Environment) -> Mapping[str, str]:
     """What identifies the pictures beside the settings: the folder's name, where the folder is the data set."""
-    if isinstance(config, ImageSettings) and config.dataset in FOLDERS and environment.data is not None:
+    named = isinstance(config, ImageSettings) and (config.dataset not in FOLDERS or config.folder is not None)
+    if isinstance(config, ImageSettings) and not named and environment.data is not None:
         return {"folder": hash_of(environment.data.expanduser().resolve().name)}
     return {}
 
@@ -80,16 +99,32 @@ class Pictures:
             seed=seed,
         )
 
-    def measuring(self, split: str, batch_size: int) -> Batches:
-        """The images of `train`, `validation` or `test` in order, without augmentation."""
+    def measuring(self, split: str, batch_size: int, count: int | None = None) -> Batches:
+        """The images of `train`, `validation` or `test` in order, without augmentation; `count` of them, or all.
+
+        Raises:
+            ConfigError: if there are not as many.
+        """
         train, validation = self._split()
         images = self.data.test if split == "test" else self.data.train
-        whole, _ = split_validation(self.data.test.labels, 0.0, 0)
-        positions = {"train": train, "validation": validation, "test": whole}[split]
+        positions = {"train": train, "validation": validation, "test": torch.arange(len(self.data.test))}[split]
+        if count is not None:
+            positions = positions[_some(images.labels[positions], count, MEASURED, f"the {split} split")]
         return Batches(images, positions, self.description.preprocessing(), batch_size)
 
     def _split(self) -> tuple[Tensor, Tensor]:
-        return split_validation(self.data.train.labels, self.description.validation, self.description.split_seed)
+        labels, description = self.data.train.labels, self.description
+        used = torch.arange(len(labels))
+        if description.count is not None:
+            used = _some(labels, description.count, description.split_seed, f"'{self.data.name}'")
+        training, validation = split_validation(labels[used], description.validation, description.split_seed)
+        return used[training], used[validation]
+
+
+def _some(labels: Tensor, count: int, seed: int, where: str) -> Tensor:
+    if count > len(labels):
+        raise ConfigError(f"images: got {count}, but {where} has {len(labels)}; give at most as many")
+    return stratified(labels, count, seed)
 
 
 def open_new(settings: ImageSettings, work: Work) -> Pictures:
@@ -101,8 +136,9 @@ def open_new(settings: ImageSettings, work: Work) -> Pictures:
         DataError: if the data set is missing or has another number of channels than its normalisation.
     """
     entry = DATASETS[settings.dataset]
-    data = _load(settings.dataset, settings.image_size, settings.event_frames, settings.event_binning, work)
-    total = len(data.train)
+    frames, binning = settings.event_frames, settings.event_binning
+    data = _load(settings.dataset, settings.folder, settings.image_size, frames, binning, work)
+    total = min(len(data.train), settings.images or len(data.train))
     kept_back = round(settings.validation * total)
     if kept_back == total or (settings.validation and not kept_back):
         raise ConfigError(
@@ -128,6 +164,8 @@ def open_new(settings: ImageSettings, work: Work) -> Pictures:
         split_seed=settings.seed,
         augmentation=settings.augmentation or entry.augmentation,
         events=events,
+        folder=settings.folder,
+        count=settings.images,
     )
     return Pictures(data, description)
 
@@ -140,7 +178,7 @@ def open_again(description: ImageDescription, work: Work) -> Pictures:
     """
     events = description.events
     frames, binning = (events.frames, events.binning) if events else (None, None)
-    data = _load(description.dataset, description.image_size, frames, binning, work)
+    data = _load(description.dataset, description.folder, description.image_size, frames, binning, work)
     for artifact in _ancestors(work):
         mark = artifact.manifest.data
         if mark is not None and mark.fingerprint != data.fingerprint:
@@ -152,18 +190,26 @@ def open_again(description: ImageDescription, work: Work) -> Pictures:
     return Pictures(data, description)
 
 
-def _load(dataset: str, size: int | None, frames: int | None, binning: str | None, work: Work) -> ImageData:
+def _load(
+    dataset: str, inside: str | None, size: int | None, frames: int | None, binning: str | None, work: Work
+) -> ImageData:
     environment = work.environment
     folder: Path | None = environment.data
-    data = load(
-        dataset,
-        folder=folder,
-        download=environment.download,
-        size=size,
-        event_frames=frames,
-        event_binning=binning,
-        say=environment.progress.say,
-    )
+    if inside is not None:
+        folder = (folder or default_folder()) / inside
+    asked = (dataset, folder, size, frames, binning)
+    if asked not in environment.opened:
+        environment.opened.clear()  # one data set at a time stays in memory
+        environment.opened[asked] = load(
+            dataset,
+            folder=folder,
+            download=environment.download,
+            size=size,
+            event_frames=frames,
+            event_binning=binning,
+            say=environment.progress.say,
+        )
+    data: ImageData = environment.opened[asked]
     work.data = (data.name, data.fingerprint)
     return data
 

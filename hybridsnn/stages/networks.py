@@ -44,6 +44,8 @@ class ImageDescription(_Description):
 
     Attributes:
         dataset: in `DATASETS`.
+        folder: of the pictures, inside the folder of data sets; None: that folder itself.
+        count: of training images that are used, validation included; None: all.
         image_size: side in pixels.
         mean, std: of the normalisation, per channel.
         classes: their names.
@@ -62,6 +64,8 @@ class ImageDescription(_Description):
     split_seed: int
     augmentation: str
     events: EventDescription | None = None
+    folder: str | None = None
+    count: int | None = None
 
     def preprocessing(self) -> Preprocessing:
         """What turns stored pictures into inputs."""
