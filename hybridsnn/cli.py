@@ -318,7 +318,9 @@ def _named(source: str, run_folder: Path, kinds: Sequence[str] | None = None) ->
 
 @command_line.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name, and the scale]")
+@click.option(
+    "--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name, and the scale]"
+)
 @overrides_option
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
 @scale_option
@@ -387,7 +389,9 @@ def _telling(environment: "Environment") -> dict[str, Any]:
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each recipe.")
 @click.option("--title", default="Results", show_default=True, help="Title of the page.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for results.csv, evidence.json and a page."
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the numbers and a page.",
 )
 @checkpoints_option
 @device_option

@@ -30,7 +30,7 @@ class Row(StageConfig):
     paper: str
     network: str
     columns: dict[str, str] = Field(min_length=1)
-    published: dict[str, float] = {}
+    published: dict[str, float] = Field(default_factory=dict)
 
 
 class RecipeFile(StageConfig):
@@ -47,8 +47,8 @@ class RecipeFile(StageConfig):
     description: str = ""
     based_on: str | None = None
     shared: Any = None
-    knobs: dict[str, Any] = {}
-    scales: dict[str, dict[str, Any]] = {}
+    knobs: dict[str, Any] = Field(default_factory=dict)
+    scales: dict[str, dict[str, Any]] = Field(default_factory=dict)
     row: Row | None = None
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
 
@@ -107,16 +107,19 @@ def load_recipe(
         knobs, drafts = dict(outline.knobs), {name: dict(values) for name, values in outline.stages.items()}
         written = {value for values in drafts.values() for value in values.values() if isinstance(value, str)}
         if idle := [name for name in knobs if f"${name}" not in written]:
-            raise ConfigError(f"knobs: no setting uses {', '.join(idle)}; remove them, or write ${idle[0]} in its place")
+            raise ConfigError(
+                f"knobs: no setting uses {', '.join(idle)}; remove them, or write ${idle[0]} in its place"
+            )
         if scale != FULL:
             _turn(knobs, look_up(outline.scales, scale, "scale"), f"scales.{scale}")
         for override in overrides:
             _override(knobs, drafts, override)
         drafts = _filled_in(drafts, knobs)
-        for name in outline.row.columns if outline.row else ():
-            look_up(drafts, name, "row.columns")
-        for name in outline.row.published if outline.row else ():
-            look_up(outline.row.columns, name, "row.published")
+        if (row := outline.row) is not None:
+            for name in row.columns:
+                look_up(drafts, name, "row.columns")
+            for name in row.published:
+                look_up(row.columns, name, "row.published")
     except HybridSNNError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pandas as pd
 
 from hybridsnn.artifacts import CONFIG, MANIFEST, Artifact, Manifest, lineage
-from hybridsnn.config import hash_of, yaml_mapping
+from hybridsnn.config import hash_of
 from hybridsnn.errors import ArtifactError
 from hybridsnn.recipes import Recipe, Row, Step
 from hybridsnn.reporting.measurements import by_step, total
@@ -227,7 +227,7 @@ compare them with the ANN of the same row.
 def _lines(result: Result) -> list[dict[str, Any]]:
     shared = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("accuracies", "digests")}
     shared["versions"] = json.dumps(result.versions)
-    numbers = list(zip(result.accuracies, result.digests, strict=True)) or [("", "")]
+    numbers: list[tuple[Any, str]] = list(zip(result.accuracies, result.digests, strict=True)) or [("", "")]
     return [{**shared, "accuracy": accuracy, "digest": digest} for accuracy, digest in numbers]
 
 

@@ -232,7 +232,12 @@ def test_knobs_are_turned_by_files_then_scales_then_users(
         (ABOVE, "full", ("epoch=3",), "--set: unknown 'epoch'. Did you mean 'epochs'?"),
         (ABOVE, "full", ("=3",), "--set: got '=3', must be step.setting=value"),
         (ABOVE.replace("large: {epochs", "large: {epoch"), "large", (), "scales.large: unknown 'epoch'"),
-        (ABOVE.replace("rate: null", "rat: 1"), "full", (), "knobs: no setting uses rat; remove them, or write $rat in its place"),
+        (
+            ABOVE.replace("rate: null", "rat: 1"),
+            "full",
+            (),
+            "knobs: no setting is $rat; remove",
+        ),
         (ABOVE + "stages: {ann: {bias: $bia}}", "full", (), "ann.bias: knob: unknown 'bia'"),
         (ABOVE.replace("shared.yaml", "other.yaml"), "full", (), "based_on: other.yaml: no such recipe"),
         (ABOVE.replace("shared.yaml", "above.yaml"), "full", (), "above.yaml is based on itself"),

@@ -11,7 +11,6 @@ from hybridsnn.pipeline import plan
 from hybridsnn.recipes import load_recipe
 
 
-
 def scales_of(path: Path) -> list[str]:
     """Its own and those of the file it is based on."""
     values = yaml.safe_load(path.read_text())

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from hybridsnn.artifacts import Artifact, lineage
