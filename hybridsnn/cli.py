@@ -4,6 +4,7 @@ import csv
 import importlib
 import inspect
 import json
+import math
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from hybridsnn import __version__
 from hybridsnn.artifacts import MANIFEST, Artifact, check_name, lineage, survey
 from hybridsnn.config import Choice, resolve
-from hybridsnn.errors import ArtifactError, ConfigError, HybridSNNError
+from hybridsnn.errors import ArtifactError, ConfigError, HybridSNNError, OutOfTimeError
 from hybridsnn.registry import unknown
 
 if TYPE_CHECKING:  # what computes is imported by the command that needs it, so that help is immediate
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # what computes is imported by the command that needs it, so 
     from hybridsnn.stages.base import Environment, Stage
 
 Item = TypeVar("Item")
+
+TIME_IS_UP = 75  # the exit code of a command that stopped and goes on when repeated (EX_TEMPFAIL of sysexits.h)
 
 STAGE_HELP: dict[str, str] = {
     "train-ann": "Train a network to convert later.",
@@ -75,6 +78,9 @@ class CommandLine(click.Group):
             code = _fail(f"{error.format_message()}{help_hint}", debug)
         except click.ClickException as error:
             code = _fail(error.format_message(), debug)
+        except OutOfTimeError as error:
+            click.echo(str(error), err=True)
+            code = TIME_IS_UP
         except (HybridSNNError, OSError) as error:
             code = _fail(str(error), debug)
         sys.exit(code if isinstance(code, int) else 0)
@@ -134,6 +140,12 @@ data_option = click.option(
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if it is not there.")
 fresh_option = click.option(
     "--resume/--fresh", default=True, help="Go on where a stopped run of the same command was, or start it over."
+)
+stop_after_option = click.option(
+    "--stop-after",
+    metavar="MINUTES",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop after so long, exit with 75, and go on when the same command is given again.",
 )
 
 
@@ -233,6 +245,7 @@ def _stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comma
     @data_option
     @download_option
     @fresh_option
+    @stop_after_option
     @click.pass_context
     def command(
         ctx: click.Context,
@@ -243,6 +256,7 @@ def _stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comma
         data: Path | None,
         download: bool,
         resume: bool,
+        stop_after: float | None,
         sources: str | tuple[str, ...] | None = None,
         **settings: Any,
     ) -> None:
@@ -250,7 +264,7 @@ def _stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comma
         config = resolve(stage.config, given, stage.name)
         check_name(run_name, "--run")
         run_folder = checkpoints / run_name
-        environment = _environment(device, data, download)
+        environment = _environment(device, data, download, stop_after)
         if sources:
             opened = tuple(
                 _named(source, run_folder, stage.consumes)
@@ -292,11 +306,12 @@ def _is_given(ctx: click.Context, parameter: str) -> bool:
     return ctx.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
-def _environment(device: str, data: Path | None, download: bool) -> "Environment":
+def _environment(device: str, data: Path | None, download: bool, stop_after: float | None) -> "Environment":
     from hybridsnn.stages.base import Environment
 
     progress = Bars() if sys.stderr.isatty() else Lines()
-    return Environment(device=device, data=data, download=download, progress=progress)
+    end = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
+    return Environment(device, data, download, progress, time_is_up=lambda: time.monotonic() >= end)
 
 
 def _named(source: str, run_folder: Path, kinds: Sequence[str] | None = None) -> Artifact:
@@ -320,6 +335,7 @@ def _named(source: str, run_folder: Path, kinds: Sequence[str] | None = None) ->
 @data_option
 @download_option
 @fresh_option
+@stop_after_option
 def run_command(
     recipe: Path,
     run_name: str | None,
@@ -330,6 +346,7 @@ def run_command(
     data: Path | None,
     download: bool,
     resume: bool,
+    stop_after: float | None,
 ) -> None:
     """Run a recipe: make what is not current, resume what was interrupted.
 
@@ -343,7 +360,7 @@ def run_command(
     loaded = pipeline.load_recipe(recipe, overrides, STAGES)
     check_name(run_name or loaded.name, "--run")
     run_folder = checkpoints / (run_name or loaded.name)
-    environment = _environment(device, data, download)
+    environment = _environment(device, data, download, stop_after)
     click.echo(f"{loaded.name}: {loaded.description}" if loaded.description else loaded.name)
     planned = pipeline.plan(loaded, run_folder, environment)
     columns = ("step", "stage", "reads", "status", "why")

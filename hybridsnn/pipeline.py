@@ -10,7 +10,7 @@ from pydantic import Field
 from hybridsnn import __version__
 from hybridsnn.artifacts import Artifact, artifacts_in, check_name, find, scratch_folder
 from hybridsnn.config import StageConfig, canonical, config_hash, resolve, yaml_mapping, yaml_value
-from hybridsnn.errors import ConfigError, HybridSNNError
+from hybridsnn.errors import ConfigError, HybridSNNError, OutOfTimeError
 from hybridsnn.registry import look_up, unknown
 from hybridsnn.stages import STAGES
 from hybridsnn.stages.base import Environment, Stage, execute
@@ -207,12 +207,20 @@ def run(
 
     Returns:
         one artifact for each step.
+
+    Raises:
+        OutOfTimeError: within a step or between two, once the time is up.
     """
     artifacts: dict[str, Artifact] = {}
+    made_any = False
     for step in recipe.steps:
-        on_step(_look_at(step, artifacts, run_folder, environment))
+        planned = _look_at(step, artifacts, run_folder, environment)
+        if made_any and planned.status != "current" and environment.time_is_up():
+            raise OutOfTimeError(f"{step.name}: not begun, as the time is up; the same command goes on with it")
+        on_step(planned)
         parents = [artifacts[source] for source in step.sources]
         artifact, made = execute(step.stage, step.config, parents, run_folder, environment, name=step.name, fresh=fresh)
+        made_any = made_any or made
         artifacts[step.name] = artifact
         on_done(step, artifact, made)
     return list(artifacts.values())

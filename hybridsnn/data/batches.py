@@ -24,7 +24,7 @@ class Batches:
     """The pictures at `positions` (int64 [N]) in batches, epoch after epoch.
 
     With a seed the order is shuffled. It depends on (seed, epoch) only and the augmentation on (seed, epoch, batch
-    number) only, so a training that was cut off at the end of an epoch goes on as if it had not been. Without a seed
+    number) only, so a training that was cut off after any batch goes on as if it had not been. Without a seed
     the pictures come in the order of `positions`, and cannot be augmented.
 
     Raises:
@@ -50,7 +50,7 @@ class Batches:
         whole, rest = divmod(len(self.positions), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number`, the next ones prepared by one thread while the caller uses the current one.
 
         The thread ends with the iterator, however that ends: run out, closed or forgotten.
@@ -58,13 +58,15 @@ class Batches:
         Raises:
             DataError: where a picture cannot be read or does not fit the preprocessing.
         """
+        With `start` the first so many are left out, and cost nothing; the others are what they would be with them.
+
         order = self.positions
         if self.seed is not None:
             order = order[torch.randperm(len(order), generator=_generator(self.seed, number, 0))]
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hybridsnn-batches")
         try:
             pending: deque[Future[Batch]] = deque()
-            for batch_number in range(len(self)):
+            for batch_number in range(start, len(self)):
                 indices = order[batch_number * self.batch_size : (batch_number + 1) * self.batch_size]
                 pending.append(pool.submit(self._prepare, indices, number, batch_number))
                 if len(pending) > PREFETCH:

@@ -87,7 +87,7 @@ def _leaving_early(
 
 
 def _tracked(doing: str, source: Batches, work: Work) -> Iterator[Batch]:
-    return work.environment.progress.track(source.epoch(0), f"{doing} {work.parents[0].name}", len(source))
+    return work.track(source.epoch(0), f"{doing} {work.parents[0].name}", len(source))
 
 
 STAGE = Stage(

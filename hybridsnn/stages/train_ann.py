@@ -31,8 +31,8 @@ class NetworkSettings(ImageSettings):
 class TrainConfig(TrainingSettings, NetworkSettings):
     """Trains on the training images and keeps the epoch that is best on images kept back from them.
 
-    The test images are never touched. An interrupted training goes on from its last epoch when the same command
-    is given again, and ends with the same weights. With `--epochs 0` the network stays untrained: the start of a
+    The test images are never touched. An interrupted training goes on where it was when the same command is given
+    again, and ends with the same weights. With `--epochs 0` the network stays untrained: the start of a
     from-scratch control.
     """
 
