@@ -50,7 +50,7 @@ def run(work: Work) -> None:
             f"evaluate.exit_confidence: got {config.exit_confidence} for {work.parents[0].path}, a network without "
             "time steps to leave at; leave it out, or name spiking networks with --from"
         )
-    pictures = open_again(description.images, work)
+    pictures = open_again(description.images, work).on(fabric.device)
     source = pictures.measuring(config.split, config.batch_size)
     if len(source) == 0:
         raise ConfigError(f"evaluate.split: '{config.split}' has no images; the network kept none back for validation")

@@ -114,7 +114,7 @@ def run(work: Work) -> None:
     spiking = description.spiking
     assert spiking is not None  # the parent is an snn
     timesteps = config.timesteps or spiking.timesteps
-    pictures = open_again(description.images, work)
+    pictures = open_again(description.images, work).on(fabric.device)
 
     own_rates = [
         OwnRate(parameters, config.learning_rate if rate is None else rate)

@@ -1,10 +1,12 @@
 """Pictures for stages: opened once, split the same way every time, checked against those a network was made with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from hybridsnn.data import (
     DEFAULT_BINNING,
     Batches,
     ImageData,
+    Images,
+    held_on,
     load,
     split_validation,
 )
@@ -26,6 +30,7 @@ from hybridsnn.stages.base import Environment, Work
 from hybridsnn.stages.networks import EventDescription, ImageDescription
 
 FOLDERS = ("imagefolder", "imagenet")  # data sets that are whatever folder they are given
+CPU = torch.device("cpu")
 
 
 class ImageSettings(StageConfig):
@@ -57,10 +62,21 @@ def outside(config: StageConfig, environment: Environment) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """An opened data set, described so that it can be opened the same way again."""
+    """An opened data set, described so that it can be opened the same way again.
+
+    Attributes:
+        device: where batches are augmented and normalised.
+    """
 
     data: ImageData
     description: ImageDescription
+    device: torch.device = CPU
+
+    def on(self, device: torch.device) -> "Pictures":
+        """The same for a network on a device: on a GPU, so are its batches, and pictures that take a quarter of the
+        free memory at most are moved there once.
+        """
+        return replace(self, device=device) if device.type == "cuda" else self
 
     def network(self, name: str, *, batch_norm: bool, width: float, dropout: float | None = None) -> NetworkSpec:
         """A network for these pictures and their classes."""
@@ -72,21 +88,36 @@ class Pictures:
         """Shuffled, augmented training batches."""
         train, _ = self._split()
         return Batches(
-            self.data.train,
+            self._train,
             train,
             self.description.preprocessing(),
             batch_size,
             augmentation=augmentation or self.description.augmentation,
             seed=seed,
+            device=self.device,
         )
 
     def measuring(self, split: str, batch_size: int) -> Batches:
         """The images of `train`, `validation` or `test` in order, without augmentation."""
         train, validation = self._split()
-        images = self.data.test if split == "test" else self.data.train
+        images = self._test if split == "test" else self._train
         whole, _ = split_validation(self.data.test.labels, 0.0, 0)
         positions = {"train": train, "validation": validation, "test": whole}[split]
-        return Batches(images, positions, self.description.preprocessing(), batch_size)
+        return Batches(images, positions, self.description.preprocessing(), batch_size, device=self.device)
+
+    @cached_property
+    def _train(self) -> Images:
+        return self._held(self.data.train)
+
+    @cached_property
+    def _test(self) -> Images:
+        return self._held(self.data.test)
+
+    def _held(self, images: Images) -> Images:
+        if self.device == CPU:
+            return images
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return held_on(images, self.device, free // 4)
 
     def _split(self) -> tuple[Tensor, Tensor]:
         return split_validation(self.data.train.labels, self.description.validation, self.description.split_seed)

@@ -43,7 +43,7 @@ def run(work: Work) -> None:
     """Train and save; see `TrainConfig`."""
     config = cast(TrainConfig, work.config)
     fabric = fabric_for(work, config.precision)
-    pictures = open_new(config, work)
+    pictures = open_new(config, work).on(fabric.device)
     spec = pictures.network(config.network, batch_norm=config.batch_norm, width=config.width, dropout=config.dropout)
     torch.manual_seed(seed_of(config.seed, INITIAL_WEIGHTS))
     network = spec.build().to(memory_format=torch.channels_last)
