@@ -4,6 +4,7 @@ import csv
 import importlib
 import inspect
 import json
+import math
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from hybridsnn import __version__
 from hybridsnn.artifacts import MANIFEST, Artifact, check_name, lineage, survey
 from hybridsnn.config import Choice, resolve
-from hybridsnn.errors import ArtifactError, ConfigError, DataError, HybridSNNError
+from hybridsnn.errors import ArtifactError, ConfigError, DataError, HybridSNNError, OutOfTimeError
 from hybridsnn.registry import unknown
 
 if TYPE_CHECKING:  # what computes is imported by the command that needs it, so that help is immediate
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # what computes is imported by the command that needs it, so 
     from hybridsnn.stages.base import Environment, Stage
 
 Item = TypeVar("Item")
+
+TIME_IS_UP = 75  # the exit code of a command that stopped and goes on when repeated (EX_TEMPFAIL of sysexits.h)
 
 STAGE_HELP: dict[str, str] = {
     "train-ann": "Train a network to convert later.",
@@ -76,6 +79,9 @@ class CommandLine(click.Group):
             code = _fail(f"{error.format_message()}{help_hint}", debug)
         except click.ClickException as error:
             code = _fail(error.format_message(), debug)
+        except OutOfTimeError as error:
+            click.echo(str(error), err=True)
+            code = TIME_IS_UP
         except (HybridSNNError, OSError) as error:
             code = _fail(str(error), debug)
         sys.exit(code if isinstance(code, int) else 0)
@@ -143,6 +149,12 @@ overrides_option = click.option(
     "--set", "overrides", metavar="NAME=VALUE", multiple=True, help="Replace a setting (step.setting) or turn a knob. "
     "Can be repeated.",
 )  # fmt: skip
+stop_after_option = click.option(
+    "--stop-after",
+    metavar="MINUTES",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop after so long, exit with 75, and go on when the same command is given again.",
+)
 
 
 @click.group(cls=CommandLine, invoke_without_command=True, context_settings={"max_content_width": 110})
@@ -241,6 +253,7 @@ def _stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comma
     @data_option
     @download_option
     @fresh_option
+    @stop_after_option
     @click.pass_context
     def command(
         ctx: click.Context,
@@ -251,6 +264,7 @@ def _stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comma
         data: Path | None,
         download: bool,
         resume: bool,
+        stop_after: float | None,
         sources: str | tuple[str, ...] | None = None,
         **settings: Any,
     ) -> None:
@@ -258,7 +272,7 @@ def _stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comma
         config = resolve(stage.config, given, stage.name)
         check_name(run_name, "--run")
         run_folder = checkpoints / run_name
-        environment = _environment(device, data, download)
+        environment = _environment(device, data, download, stop_after)
         if sources:
             opened = tuple(
                 _named(source, run_folder, stage.consumes)
@@ -300,11 +314,12 @@ def _is_given(ctx: click.Context, parameter: str) -> bool:
     return ctx.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
-def _environment(device: str, data: Path | None, download: bool) -> "Environment":
+def _environment(device: str, data: Path | None, download: bool, stop_after: float | None) -> "Environment":
     from hybridsnn.stages.base import Environment
 
     progress = Bars() if sys.stderr.isatty() else Lines()
-    return Environment(device=device, data=data, download=download, progress=progress)
+    end = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
+    return Environment(device, data, download, progress, time_is_up=lambda: time.monotonic() >= end)
 
 
 def _named(source: str, run_folder: Path, kinds: Sequence[str] | None = None) -> Artifact:
@@ -329,6 +344,7 @@ def _named(source: str, run_folder: Path, kinds: Sequence[str] | None = None) ->
 @data_option
 @download_option
 @fresh_option
+@stop_after_option
 def run_command(
     recipe: Path,
     run_name: str | None,
@@ -340,6 +356,7 @@ def run_command(
     data: Path | None,
     download: bool,
     resume: bool,
+    stop_after: float | None,
 ) -> None:
     """Run a recipe: make what is not current, resume what was interrupted.
 
@@ -353,7 +370,7 @@ def run_command(
     loaded = load_recipe(recipe, overrides, scale=scale)
     check_name(run_name or loaded.run_name, "--run")
     run_folder = checkpoints / (run_name or loaded.run_name)
-    environment = _environment(device, data, download)
+    environment = _environment(device, data, download, stop_after)
     click.echo(f"{loaded.name}: {loaded.description}" if loaded.description else loaded.name)
     planned = pipeline.plan(loaded, run_folder, environment)
     columns = ("step", "stage", "reads", "status", "why")
@@ -398,6 +415,7 @@ def _telling(environment: "Environment") -> dict[str, Any]:
 @data_option
 @download_option
 @fresh_option
+@stop_after_option
 def table_command(
     recipes: tuple[Path, ...],
     scale: str,
@@ -410,6 +428,7 @@ def table_command(
     data: Path | None,
     download: bool,
     resume: bool,
+    stop_after: float | None,
 ) -> None:
     """Run recipes and set what they gave beside what their papers say.
 
@@ -425,7 +444,7 @@ def table_command(
     from hybridsnn.reporting import as_text, results_table, write_table_page
     from hybridsnn.results import Table
 
-    environment = _environment(device, data, download)
+    environment = _environment(device, data, download, stop_after)
     rows = []
     for path in recipes:
         turned = [[*overrides, f"seed={seed}"] if seeds > 1 else overrides for seed in range(seeds)]
@@ -433,17 +452,20 @@ def table_command(
         if rows[-1][0].row is None:
             raise ConfigError(f"{path}: is no row of a table; leave it out, or write its row")
 
-    table = Table()
+    table, stopped = Table(), None
     for paper, runs in rows:
         missing, made = False, []
         for seed, recipe in enumerate(runs):
             run_folder = checkpoints / (recipe.run_name if seed == 0 else f"{recipe.run_name}-seed{seed}")
-            environment.progress.say(f"{run_folder.name}: {recipe.description}")
             try:
-                pipeline.run(recipe, run_folder, environment, fresh=not resume, **_telling(environment))
+                if stopped is None:
+                    environment.progress.say(f"{run_folder.name}: {recipe.description}")
+                    pipeline.run(recipe, run_folder, environment, fresh=not resume, **_telling(environment))
             except DataError as error:
                 environment.progress.say(f"{run_folder.name}: {error}")
                 missing = True
+            except OutOfTimeError as error:  # what was made is a table too
+                stopped = error
             planned = pipeline.plan(recipe, run_folder, environment)
             made.append({step.step.name: step.artifact for step in planned if step.artifact})
         table.add_row(runs[0], paper, made, missing=missing)
@@ -454,6 +476,8 @@ def table_command(
     _table(list(numbers.columns), as_text(numbers).to_numpy().tolist())
     if output:
         click.echo(f"{output / 'index.html'}")
+    if stopped is not None:
+        raise stopped
 
 
 @command_line.command("results")

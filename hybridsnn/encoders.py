@@ -14,7 +14,8 @@ from hybridsnn.registry import look_up
 
 _PHILOX_M0, _PHILOX_M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _PHILOX_W0, _PHILOX_W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
-_LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+_WORD = 0xFFFFFFFF  # the bits of one
+_LOW, _32 = np.uint64(_WORD), np.uint64(32)
 
 
 @numba.njit(cache=True, inline="always")
@@ -143,7 +144,9 @@ def _direct(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: i
 
 
 def _signed_poisson(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:
-    pixels = images.detach().to("cpu", torch.float32).flatten(1).contiguous()
+    if images.device.type != "cpu":
+        return poisson_of_tensors(images, indices, timesteps, start, seed)
+    pixels = images.detach().float().flatten(1).contiguous()
     frames = torch.empty(timesteps, *pixels.shape)
     over_ranges(
         _poisson,
@@ -155,7 +158,34 @@ def _signed_poisson(images: Tensor, indices: Tensor, timesteps: int, start: int,
         np.uint64(seed),
         frames.numpy(),
     )
-    return frames.view(timesteps, *images.shape).to(images.device, images.dtype)
+    return frames.view(timesteps, *images.shape).to(images.dtype)
+
+
+def poisson_of_tensors(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:
+    """What `_poisson` makes, to the bit, by operations on tensors: for devices that the compiled loop cannot reach."""
+    pixels = images.detach().float().flatten(1)
+    device, size = pixels.device, pixels.shape[1]
+    quad = torch.arange((size + 3) // 4, device=device)
+    step = torch.arange(start, start + timesteps, device=device).view(-1, 1, 1)
+    image = indices.to(device, torch.int64).view(-1, 1)
+    counter = (quad, step, image & _WORD, (image >> 32) & _WORD)
+    words = torch.stack(philox_of_tensors(counter, (seed & _WORD, seed >> 32)), dim=-1).flatten(2)[..., :size]
+    spikes = (words >> 8).float() * 2.0**-24 < pixels.abs()
+    frames = torch.where(spikes, pixels.sign(), 0)
+    return frames.view(timesteps, *images.shape).to(images.dtype)
+
+
+def philox_of_tensors(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """`_philox` on int64 tensors that broadcast together, each value below 2**32."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # Products wrap around at 2**64, which leaves their bits right; the mask takes off the copies of the sign.
+        product0, product1 = c0 * int(_PHILOX_M0), c2 * int(_PHILOX_M1)
+        c0, c2 = ((product1 >> 32) & _WORD) ^ c1 ^ k0, ((product0 >> 32) & _WORD) ^ c3 ^ k1
+        c1, c3 = product1 & _WORD, product0 & _WORD
+        k0, k1 = (k0 + int(_PHILOX_W0)) & _WORD, (k1 + int(_PHILOX_W1)) & _WORD
+    return torch.broadcast_tensors(c0, c1, c2, c3)
 
 
 def _binned_events(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:

@@ -19,3 +19,7 @@ class ConversionError(HybridSNNError):
 
 class DataError(HybridSNNError):
     """A data set is missing, damaged, or does not fit the network."""
+
+
+class OutOfTimeError(HybridSNNError):
+    """No fault: the time a command was given is up. `cli.py` exits with 75, and the same command goes on."""

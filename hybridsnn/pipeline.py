@@ -8,6 +8,7 @@ from typing import Literal
 from hybridsnn import __version__
 from hybridsnn.artifacts import Artifact, artifacts_in, find, scratch_folder
 from hybridsnn.config import canonical, config_hash
+from hybridsnn.errors import OutOfTimeError
 from hybridsnn.recipes import Recipe, Step
 from hybridsnn.stages.base import Environment, execute
 
@@ -85,12 +86,20 @@ def run(
 
     Returns:
         one artifact for each step.
+
+    Raises:
+        OutOfTimeError: within a step or between two, once the time is up.
     """
     artifacts: dict[str, Artifact] = {}
+    made_any = False
     for step in recipe.steps:
-        on_step(_look_at(step, artifacts, run_folder, environment))
+        planned = _look_at(step, artifacts, run_folder, environment)
+        if made_any and planned.status != "current" and environment.time_is_up():
+            raise OutOfTimeError(f"{step.name}: not begun, as the time is up; the same command goes on with it")
+        on_step(planned)
         parents = [artifacts[source] for source in step.sources]
         artifact, made = execute(step.stage, step.config, parents, run_folder, environment, name=step.name, fresh=fresh)
+        made_any = made_any or made
         artifacts[step.name] = artifact
         on_done(step, artifact, made)
     return list(artifacts.values())

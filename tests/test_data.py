@@ -9,7 +9,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,15 +17,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_recordings import skip_without_reader, write_cifar10_dvs, write_gestures, write_nmnist
 
 from hybridsnn.data import (
     AUGMENTATIONS,
     DATASETS,
     Batches,
+    FileImages,
     MemoryImages,
     Preprocessing,
     default_folder,
+    held_on,
     image_data,
     load,
     split_validation,
@@ -598,6 +601,47 @@ def test_every_picture_comes_once_with_its_label() -> None:
     assert torch.equal(indices.sort().values, POSITIONS)
     assert torch.equal(torch.cat([part.labels for part in parts]), IMAGES.labels[indices])
     assert torch.equal(torch.cat([part.images for part in parts]), PREPROCESSING(IMAGES.pixels[indices]))
+
+
+def test_a_later_start_leaves_batches_out_unread() -> None:
+    read: list[int] = []
+
+    class Counted(MemoryImages):
+        def batch(self, positions: torch.Tensor) -> torch.Tensor:
+            read.extend(positions.tolist())
+            return super().batch(positions)
+
+    whole = list(shuffled().epoch(2))
+    counted = replace(shuffled(), images=Counted(IMAGES.pixels, IMAGES.labels))
+    for start in range(len(whole) + 1):
+        read.clear()
+        rest = list(counted.epoch(2, start))
+        assert len(rest) == len(whole) - start
+        for one, other in zip(rest, whole[start:], strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.indices, other.indices) and torch.equal(one.labels, other.labels)
+        assert read == [index for part in rest for index in part.indices.tolist()]
+
+
+def test_pictures_are_held_on_a_device_where_they_fit() -> None:
+    device, size = torch.device("cpu"), IMAGES.pixels.numel()
+    held = held_on(IMAGES, device, size)
+    assert held is not IMAGES and torch.equal(held.batch(POSITIONS), IMAGES.batch(POSITIONS))
+    assert held_on(IMAGES, device, size - 1) is IMAGES
+    files = FileImages(Path(), ["a.png"], torch.zeros(1, dtype=torch.int64), 8)
+    assert held_on(files, device, size) is files
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_pictures_stay_on_their_device(name: str) -> None:
+    """On a GPU that is only made believe, where an index or a mask of the CPU's among its tensors is an error."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        pixels = torch.empty(9, 2, 12, 12, dtype=torch.uint8, device="cuda")
+        raw = MemoryImages(pixels, torch.zeros(9)).batch(torch.arange(4))
+        changed = AUGMENTATIONS[name].apply(raw, 8, torch.Generator())
+        images = Preprocessing(8, HALF[:2], HALF[:2])(changed)
+    assert {part.device for part in (raw, changed, images)} == {torch.device("cuda:0")}
+    assert images.shape == (4, 2, 8, 8)
 
 
 def test_drop_last() -> None:

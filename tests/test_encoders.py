@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hybridsnn.encoders import ENCODERS, Encoder, _philox
+from hybridsnn.encoders import ENCODERS, Encoder, _philox, philox_of_tensors, poisson_of_tensors
 from hybridsnn.errors import ConfigError
 
 
@@ -27,6 +28,8 @@ from hybridsnn.errors import ConfigError
 def test_philox_gives_the_known_answers(counter: tuple[int, ...], key: tuple[int, ...], words: tuple[int, ...]) -> None:
     """Of Random123's own file of known answers."""
     assert _philox(*map(np.uint32, counter), *map(np.uint32, key)) == words
+    c0, c1, c2, c3 = (torch.tensor(word) for word in counter)
+    assert tuple(int(word) for word in philox_of_tensors((c0, c1, c2, c3), (key[0], key[1]))) == words
 
 
 def random_images(name: str, *shape: int) -> Tensor:
@@ -52,6 +55,21 @@ def test_each_spike_follows_from_its_counter() -> None:
                 uniform = (_philox(*map(np.uint32, counter))[i % 4] >> 8) / 2**24
                 pixel = float(images[b, 0, 0, i])
                 assert frames[t, b, 0, 0, i] == (math.copysign(1, pixel) if uniform < abs(pixel) else 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (3, 16, 16)])
+@pytest.mark.parametrize(("seed", "start"), [(0, 0), (2**35 + 11, 5), (2**64 - 1, 2**20)])
+def test_tensors_make_the_spikes_of_the_compiled_loop(shape: tuple[int, ...], seed: int, start: int) -> None:
+    """What a GPU does, to the bit."""
+    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    images[0] = torch.tensor([0.0, 1.0, -1.0, float("nan")]).repeat(images[0].numel())[: images[0].numel()].view(shape)
+    indices = torch.tensor([0, 7, 2**32 - 1, 2**40 + 3])
+    expected = Encoder("poisson")(images, indices, 6, start=start, seed=seed)
+    assert torch.equal(poisson_of_tensors(images, indices, 6, start, seed), expected)
+    assert 0 < expected.abs().mean() < 1
+    with FakeTensorMode(allow_non_fake_inputs=True):  # on a GPU that is only made believe
+        frames = Encoder("poisson")(torch.empty(4, *shape, device="cuda"), indices, 6, start=start, seed=seed)
+    assert frames.device == torch.device("cuda:0") and frames.shape == expected.shape
 
 
 def test_rates_are_the_pixels() -> None:

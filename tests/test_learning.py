@@ -28,7 +28,7 @@ from hybridsnn.learning import (
     seed_of,
 )
 from hybridsnn.learning.bptt import BackPropagationThroughTime
-from hybridsnn.learning.checkpoint import FILE, TrainingState
+from hybridsnn.learning.checkpoint import FILE, LAYOUT, TrainingState
 from hybridsnn.neurons import NEVER, RESETS
 from hybridsnn.surrogates import SURROGATES
 
@@ -257,10 +257,10 @@ class Source:
     power_cut: int | None = None
     size: int = 8
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         order = torch.randperm(2 * self.size, generator=torch.Generator().manual_seed(number))
         images, labels = pictures(2 * self.size), torch.arange(2 * self.size) % CLASSES
-        for place, indices in enumerate(order.split(self.size)):
+        for place, indices in enumerate(order.split(self.size)[start:], start):
             if (number, place) == (self.power_cut, 1):
                 raise PowerCutError
             yield Batch(images[indices], labels[indices], indices)
@@ -409,7 +409,8 @@ def test_a_damaged_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
     train(ann, tmp_path)
     path = tmp_path / FILE
     if damage in ("no words", "wrong words"):
-        save_file({"model/x": torch.zeros(1)}, path, metadata={"training": "[1]"} if damage == "wrong words" else None)
+        metadata = {"layout": LAYOUT, "training": "[1]"} if damage == "wrong words" else {"layout": LAYOUT}
+        save_file({"model/x": torch.zeros(1)}, path, metadata=metadata)
     else:
         content = path.read_bytes()
         path.write_bytes({"cut off": content[: len(content) // 2], "empty": b"", "noise": b"\xff" * 999}[damage])

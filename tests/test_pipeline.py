@@ -236,7 +236,7 @@ def test_knobs_are_turned_by_files_then_scales_then_users(
             ABOVE.replace("rate: null", "rat: 1"),
             "full",
             (),
-            "knobs: no setting is $rat; remove",
+            "knobs: no setting uses rat; remove them, or write $rat in",
         ),
         (ABOVE + "stages: {ann: {bias: $bia}}", "full", (), "ann.bias: knob: unknown 'bia'"),
         (ABOVE.replace("shared.yaml", "other.yaml"), "full", (), "based_on: other.yaml: no such recipe"),

@@ -4,7 +4,7 @@ from hybridsnn.data.augmentation import AUGMENTATIONS, Augmentation
 from hybridsnn.data.batches import Batches
 from hybridsnn.data.datasets import DATASETS, DEFAULT_BINNING, DataSet, Request, default_folder, load
 from hybridsnn.data.events import BINNINGS, Binning, EventImages, Events
-from hybridsnn.data.images import FileImages, ImageData, Images, MemoryImages, image_data
+from hybridsnn.data.images import FileImages, ImageData, Images, MemoryImages, held_on, image_data
 from hybridsnn.data.preprocessing import Preprocessing
 from hybridsnn.data.split import split_validation, stratified
 
@@ -26,6 +26,7 @@ __all__ = [
     "Preprocessing",
     "Request",
     "default_folder",
+    "held_on",
     "image_data",
     "load",
     "split_validation",

@@ -17,7 +17,8 @@ class Augmentation:
 
     `apply(images, size, generator)` takes raw pictures [B, C, H, W] (uint8, or float with values 0 to 255; H and W at
     least `size`) and gives [B, C, size, size] of the same type and range. Every picture is changed on its own, what
-    comes in from outside a picture is black (0), and the result depends on nothing but the three arguments.
+    comes in from outside a picture is black (0), and the result depends on nothing but the three arguments. What
+    is random is drawn by the CPU, and so is the same whatever device the pictures are on.
     """
 
     name: str
@@ -35,13 +36,13 @@ def shift(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     margin = max(1, round(size / 8))  # 4 pixels at 32
     padded = functional.pad(centre_crop(images, size), (margin, margin, margin, margin))
     windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # [B, C, 2 margin + 1, 2 margin + 1, size, size], a view
-    top, left = torch.randint(2 * margin + 1, (2, len(images)), generator=generator)
-    return windows[torch.arange(len(images)), :, top, left]
+    top, left = torch.randint(2 * margin + 1, (2, len(images)), generator=generator).to(images.device)
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each picture mirrored left to right with probability one half."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
@@ -81,7 +82,8 @@ def resized_crop_flip(images: Tensor, size: int, generator: torch.Generator) -> 
 
 def _resample(images: Tensor, transform: Tensor, size: int, padding: str) -> Tensor:
     """Pictures seen through `transform` [B, 2, 3], bilinear, in the type they came in."""
-    grid = functional.affine_grid(transform, [len(images), images.shape[1], size, size], align_corners=False)
+    shape = [len(images), images.shape[1], size, size]
+    grid = functional.affine_grid(transform.to(images.device), shape, align_corners=False)
     sampled = functional.grid_sample(images.float(), grid, "bilinear", padding, align_corners=False)
     return sampled.round_().to(images.dtype) if images.dtype == torch.uint8 else sampled
 

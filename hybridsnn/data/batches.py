@@ -17,6 +17,7 @@ from hybridsnn.errors import ConfigError
 from hybridsnn.registry import look_up
 
 PREFETCH = 2  # batches prepared ahead: one in the making, one ready
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,11 @@ class Batches:
     """The pictures at `positions` (int64 [N]) in batches, epoch after epoch.
 
     With a seed the order is shuffled. It depends on (seed, epoch) only and the augmentation on (seed, epoch, batch
-    number) only, so a training that was cut off at the end of an epoch goes on as if it had not been. Without a seed
+    number) only, so a training that was cut off after any batch goes on as if it had not been. Without a seed
     the pictures come in the order of `positions`, and cannot be augmented.
+
+    Pictures are augmented and normalised on `device`; random changes are the same on all devices, up to the rounding of
+    resampled pixels. Labels and positions stay with the CPU.
 
     Raises:
         ConfigError: if the augmentation is unknown or lacks a seed.
@@ -39,6 +43,7 @@ class Batches:
     augmentation: str = "none"
     seed: int | None = None
     drop_last: bool = False
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
         look_up(AUGMENTATIONS, self.augmentation, "augmentation")
@@ -50,8 +55,10 @@ class Batches:
         whole, rest = divmod(len(self.positions), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number`, the next ones prepared by one thread while the caller uses the current one.
+
+        With `start` the first so many are left out, and cost nothing; the others are what they would be with them.
 
         The thread ends with the iterator, however that ends: run out, closed or forgotten.
 
@@ -64,7 +71,7 @@ class Batches:
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hybridsnn-batches")
         try:
             pending: deque[Future[Batch]] = deque()
-            for batch_number in range(len(self)):
+            for batch_number in range(start, len(self)):
                 indices = order[batch_number * self.batch_size : (batch_number + 1) * self.batch_size]
                 pending.append(pool.submit(self._prepare, indices, number, batch_number))
                 if len(pending) > PREFETCH:
@@ -75,7 +82,7 @@ class Batches:
             pool.shutdown(cancel_futures=True)
 
     def _prepare(self, indices: Tensor, epoch: int, batch_number: int) -> Batch:
-        images = self.images.batch(indices)
+        images = self.images.batch(indices).to(self.device)  # as bytes, a quarter of what normalised ones are
         if self.seed is not None:
             generator = _generator(self.seed, epoch, 1 + batch_number)
             # Frames over time become channels of one picture, so that all of a recording change alike.

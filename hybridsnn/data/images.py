@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +39,8 @@ class Images(Protocol):
     def batch(self, positions: Tensor) -> Tensor:
         """The raw pictures at `positions` (int64 [B]): uint8 [B, C, H, W], or [B, T, C, H, W] if they are frames.
 
+        They are where the pictures are held.
+
         Raises:
             DataError: if a file that holds one of them cannot be read.
         """
@@ -51,7 +53,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class MemoryImages:
-    """`Images` held decoded: `pixels` uint8 [N, C, H, W], `labels` int64 [N]."""
+    """`Images` held decoded: `pixels` uint8 [N, C, H, W], on any device; `labels` int64 [N]."""
 
     pixels: Tensor
     labels: Tensor
@@ -65,10 +67,10 @@ class MemoryImages:
         return len(self.labels)
 
     def batch(self, positions: Tensor) -> Tensor:
-        return self.pixels[positions]
+        return self.pixels[positions.to(self.pixels.device)]
 
     def identity(self) -> Iterator[bytes | memoryview]:
-        yield self.pixels.contiguous().numpy().data
+        yield self.pixels.cpu().contiguous().numpy().data
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,13 @@ class ImageData:
     test: Images
     classes: tuple[str, ...]
     fingerprint: str
+
+
+def held_on(images: Images, device: torch.device, limit: int) -> Images:
+    """The same pictures, on a device if they are in memory and take at most `limit` bytes there."""
+    if isinstance(images, MemoryImages) and images.pixels.nbytes <= limit:
+        return replace(images, pixels=images.pixels.to(device))
+    return images
 
 
 def image_data(name: str, train: Images, test: Images, classes: Sequence[str]) -> ImageData:

@@ -1,7 +1,9 @@
-"""The state of a training between two epochs, in one safetensors file that replaces its forerunner atomically."""
+"""The state of a training between two batches, in one safetensors file that replaces its forerunner atomically."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,37 @@ from torch import Tensor, nn
 from hybridsnn.errors import ArtifactError
 
 FILE = "checkpoint.safetensors"
+LAYOUT = "2"  # of the file; 1, which did not say so, knew no place within an epoch and no checksum
+TENSORS = ("model", "optimiser", "best", "sums", "random")
+WORDS = ("epoch", "batch", "precision", "peak_live_bytes", "best_accuracy", "best_epoch", "history")
 
 
 @dataclass
 class TrainingState:
-    """What has to be known to go on as if nothing had happened; random states follow from seed and epoch.
+    """What has to be known to go on as if nothing had happened.
 
     Attributes:
-        epoch: epochs done.
+        epoch: epochs done, with their validation.
+        batch: batches done of the epoch after those.
         model: the model's state dict.
         optimiser: the state of each parameter by its place: `"<place>/<name>"`.
+        precision: what the scaling of losses in mixed precision remembers.
+        sums: what has been added up over the batches of the epoch begun.
+        random: see `random_states`, after the batches done; between two epochs it follows from the seed.
+        peak_live_bytes: what the very first batch needed.
         best: the state dict of the best epoch so far.
         best_accuracy, best_epoch: its accuracy on the validation split, and which it was; 0 is the start.
         history: rows of metrics.
     """
 
     epoch: int = 0
+    batch: int = 0
     model: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    random: dict[str, Tensor] = field(default_factory=dict)
+    peak_live_bytes: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     best_accuracy: float = -1.0
     best_epoch: int = 0
@@ -42,7 +57,7 @@ class TrainingState:
 
         Without a validation split the last weights count as the best.
         """
-        self.epoch = epoch
+        self.epoch, self.batch, self.sums, self.random = epoch, 0, {}, {}
         self.history += [
             {"epoch": epoch, "split": split, "metric": metric, "value": value}
             for split, values in measured.items()
@@ -57,12 +72,13 @@ class TrainingState:
         """Write to `folder`; a crash leaves the earlier checkpoint or the new one, never half of either."""
         tensors = {
             f"{part}/{name}": tensor.detach().to("cpu").contiguous().clone()
-            for part in ("model", "optimiser", "best")
+            for part in TENSORS
             for name, tensor in getattr(self, part).items()
         }
-        words = {name: getattr(self, name) for name in ("epoch", "best_accuracy", "best_epoch", "history")}
+        words = json.dumps({name: getattr(self, name) for name in WORDS})
         temporary = folder / f"{FILE}.tmp"
-        save_file(tensors, temporary, metadata={"training": json.dumps(words)})
+        metadata = {"layout": LAYOUT, "training": words, "sha256": _digest(words, tensors)}
+        save_file(tensors, temporary, metadata=metadata)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(folder / FILE)
@@ -72,20 +88,55 @@ class TrainingState:
         """The state in `folder`, None if there is none.
 
         Raises:
-            ArtifactError: if the file is damaged.
+            ArtifactError: if the file is damaged, or of another layout.
         """
         path = folder / FILE
         if not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:
-                state = cls(**json.loads(file.metadata()["training"]))
-                for key in file.keys():  # noqa: SIM118 (an open file is no mapping)
-                    part, _, name = key.partition("/")
-                    getattr(state, part)[name] = file.get_tensor(key)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            layout = metadata.get("layout", "1")
+            if layout == LAYOUT and metadata["sha256"] != _digest(metadata["training"], tensors):
+                raise ValueError("its checksum is not that of its content")
+        except (SafetensorError, KeyError, ValueError) as error:
             raise ArtifactError(f"checkpoint: {path} is damaged ({error}); start over with --fresh") from None
+        if layout != LAYOUT:
+            raise ArtifactError(
+                f"checkpoint: {path} has layout {layout}, this hybridsnn goes on from layout {LAYOUT}; "
+                "start over with --fresh, or go on with the version that wrote it"
+            )
+        state = cls(**json.loads(metadata["training"]))
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            getattr(state, part)[name] = tensor
         return state
+
+
+def _digest(words: str, tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of all that a checkpoint holds."""
+    digest = hashlib.sha256(words.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that a training on a device draws from, by the type of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """The inverse of `random_states`; a generator without a state here stays as it is."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The one training loop, for every network and rule: epochs, schedule, validation, checkpoints."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,18 +12,26 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from hybridsnn.batch import Batch
-from hybridsnn.errors import ConfigError
+from hybridsnn.errors import ConfigError, OutOfTimeError
 from hybridsnn.learning.bptt import LearningRule
-from hybridsnn.learning.checkpoint import TrainingState, optimiser_tensors, restore_optimiser
+from hybridsnn.learning.checkpoint import (
+    TrainingState,
+    optimiser_tensors,
+    random_states,
+    restore_optimiser,
+    restore_random_states,
+)
 from hybridsnn.learning.optimisation import Optimisation, OwnRate
 from hybridsnn.memory import LiveMemory
 from hybridsnn.model import SpikingModel
 
+SAVE_EVERY = 120.0  # seconds between checkpoints within an epoch: the most that a killed process loses
+
 
 class Source(Protocol):
-    """Batches that are a function of the epoch's number."""
+    """Batches that are a function of the epoch's number; `start` leaves out that many of the first."""
 
-    def epoch(self, number: int) -> Iterator[Batch]: ...
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]: ...
     def __len__(self) -> int: ...
 
 
@@ -51,12 +60,13 @@ def fit(
     project: Callable[[], None] = lambda: None,
     track: Track = lambda items, description, total: iter(items),
     say: Callable[[str], None] = lambda text: None,
+    time_is_up: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Train a model in place; it ends with the weights that were best on the validation split, at the start or after
     any epoch; of equals, the last.
 
-    Everything random is a function of the seed and the epoch, so a training that is killed goes on from the last
-    checkpoint in `folder` and ends with the same weights.
+    A training that was stopped or killed goes on from the last checkpoint in `folder`, which may lie within an epoch,
+    and ends with the same weights and metrics. At least one batch is done before it stops again.
 
     Args:
         rule: fills the gradients of a batch.
@@ -66,6 +76,7 @@ def fit(
         own_rates: of thresholds and leaks.
         project: called after each update, to bring thresholds and leaks back into their bounds.
         track, say: progress.
+        time_is_up: asked after each batch and each epoch: whether to leave a checkpoint and stop.
 
     Returns:
         rows of metrics with `epoch`, `split`, `metric`, `value`; the last, `kept-epoch`, says whose weights were kept,
@@ -74,21 +85,42 @@ def fit(
     Raises:
         ConfigError: if the loss stops being a number.
         ArtifactError: if the checkpoint is damaged.
+        OutOfTimeError: if the time is up before the end.
     """
-    if optimisation.epochs == 0:
+    epochs, length = optimisation.epochs, len(batches)
+    if epochs == 0:
         return []
-    if len(batches) == 0:
+    if length == 0:
         raise ConfigError("batch_size: larger than the training split; give a smaller one")
     fabric.to_device(model)  # at once: what an optimiser remembers is restored to where the weights are
     optimiser = optimisation.build(model, own_rates)
-    state = TrainingState.load(folder)
-    if state is not None:
-        say(f"resuming after epoch {state.epoch} of {optimisation.epochs}")
+    kept = TrainingState.load(folder)
+    state = kept or TrainingState()
+
+    def place() -> str:
+        if state.batch:
+            return f"in epoch {state.epoch + 1} of {epochs}, after batch {state.batch} of {length}"
+        return f"after epoch {state.epoch} of {epochs}"
+
+    if kept is not None:
+        say(f"resuming {place()}")
         model.load_state_dict(state.model)
         restore_optimiser(optimiser, state.optimiser)
     wrapped, wrapped_optimiser = fabric.setup(model, optimiser)
+    if state.precision:
+        fabric.strategy.precision.load_state_dict(state.precision)
     if isinstance(model, SpikingModel):
         wrapped.mark_forward_method("currents")  # rules call it, and it must run at the precision asked for
+
+    def save() -> None:
+        state.model, state.optimiser = model.state_dict(), optimiser_tensors(optimiser)
+        state.precision = fabric.strategy.precision.state_dict()
+        if fabric.is_global_zero:
+            state.save(folder)
+        fabric.barrier()
+
+    def stop() -> OutOfTimeError:
+        return OutOfTimeError(f"stopped {place()}, as the time is up; the same command goes on there")
 
     def measure() -> dict[str, dict[str, float]]:
         if validate is None:
@@ -99,53 +131,75 @@ def fit(
     memory = LiveMemory()
 
     def train(epoch: int) -> dict[str, float]:
+        """The batches of an epoch that are not done yet, and the means over all."""
         wrapped.train()
         torch.manual_seed(seed_of(seed, epoch))
-        loss_sum = torch.zeros((), dtype=torch.float64, device=fabric.device)
-        correct, images, rate = torch.zeros_like(loss_sum), 0, 0.0
-        for place, batch in enumerate(track(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches))):
-            rate = optimisation.set_rate(optimiser, (epoch + place / len(batches)) / optimisation.epochs)
+        restore_random_states(state.random, fabric.device)
+        zero = torch.zeros((), dtype=torch.float64)
+        state.sums = sums = {
+            name: state.sums.get(name, zero).to(fabric.device, copy=True) for name in ("loss", "correct", "images")
+        }
+
+        def set_rate(number: int) -> float:
+            return optimisation.set_rate(optimiser, (epoch + number / length) / epochs)
+
+        stopping, saved = False, time.monotonic()
+        for batch in track(batches.epoch(epoch, state.batch), f"epoch {epoch + 1}", length - state.batch):
+            set_rate(state.batch)
             labels = fabric.to_device(batch.labels)
             wrapped_optimiser.zero_grad(set_to_none=True)
             inputs = encode(batch, epoch)
-            with memory if epoch == place == 0 else nullcontext():
+            very_first = epoch == state.batch == 0
+            with memory if very_first else nullcontext():
                 loss, logits = rule.step(wrapped, inputs, labels, fabric.backward)
             wrapped_optimiser.step()
             with torch.no_grad():
                 project()
-            loss_sum += loss * len(labels)
-            correct += (logits.argmax(1) == labels).sum()
-            images += len(labels)
-        loss_mean = float(loss_sum) / images
+            sums["loss"] += loss * len(labels)
+            sums["correct"] += (logits.argmax(1) == labels).sum()
+            sums["images"] += len(labels)
+            if very_first:
+                state.peak_live_bytes = memory.peak
+            state.batch += 1
+            stopping = time_is_up()
+            if stopping or time.monotonic() - saved > SAVE_EVERY:
+                state.random = random_states(fabric.device)
+                save()
+                saved = time.monotonic()
+            if stopping:
+                break  # out of the loop first, so that whatever shows progress ends before the error
+        if stopping:
+            raise stop()
+        images = float(sums["images"])
+        loss_mean = float(sums["loss"]) / images
         if not np.isfinite(loss_mean):
             raise ConfigError(
                 f"learning_rate: the loss is {loss_mean} in epoch {epoch + 1}; "
                 f"got {optimisation.learning_rate}, give a smaller one"
             )
-        measured = {"loss": loss_mean, "accuracy": float(correct) / images, "learning-rate": rate}
-        return measured | ({"peak-live-bytes": memory.peak} if epoch == 0 else {})
+        accuracy, last_rate = float(sums["correct"]) / images, set_rate(length - 1)
+        measured = {"loss": loss_mean, "accuracy": accuracy, "learning-rate": last_rate}
+        return measured | ({"peak-live-bytes": state.peak_live_bytes} if epoch == 0 else {})
 
-    if state is None:
-        state = TrainingState()
+    if kept is None:
         start = measure()
         if start:  # the weights it starts with are a candidate too: training is never for the worse
             state.record(0, start, model)
-            say(_line(0, optimisation.epochs, start))
-    for epoch in range(state.epoch, optimisation.epochs):
+            say(_line(0, epochs, start))
+    for epoch in range(state.epoch, epochs):
         measured = {"train": train(epoch), **measure()}
         state.record(epoch + 1, measured, model)
-        state.model, state.optimiser = model.state_dict(), optimiser_tensors(optimiser)
-        if fabric.is_global_zero:
-            state.save(folder)
-        fabric.barrier()
-        say(_line(epoch + 1, optimisation.epochs, measured))
+        save()
+        say(_line(epoch + 1, epochs, measured))
+        if epoch + 1 < epochs and time_is_up():
+            raise stop()
 
     model.load_state_dict(state.best)
     model.eval()
     say(f"keeps the weights of epoch {state.best_epoch}")
     judge = "train" if validate is None else "validation"
-    kept = {"epoch": state.best_epoch, "split": judge, "metric": "kept-epoch", "value": state.best_epoch}
-    return [*state.history, kept]
+    kept_epoch = {"epoch": state.best_epoch, "split": judge, "metric": "kept-epoch", "value": state.best_epoch}
+    return [*state.history, kept_epoch]
 
 
 def _line(epoch: int, epochs: int, measured: dict[str, dict[str, float]]) -> str:

@@ -24,7 +24,7 @@ from hybridsnn.artifacts import (
     scratch_folder,
 )
 from hybridsnn.config import StageConfig, to_yaml
-from hybridsnn.errors import ArtifactError
+from hybridsnn.errors import ArtifactError, OutOfTimeError
 
 Item = TypeVar("Item")
 
@@ -57,6 +57,7 @@ class Environment:
 
     Attributes:
         opened: the data set that was opened last, for the next stage of the same command.
+        time_is_up: whether to stop at the next place where that loses little; asked often.
     """
 
     device: str = "auto"
@@ -64,6 +65,7 @@ class Environment:
     download: bool = False
     progress: Progress = field(default_factory=Silent)
     opened: dict[tuple[Any, ...], Any] = field(default_factory=dict, compare=False)
+    time_is_up: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -84,6 +86,26 @@ class Work:
     environment: Environment
     data: tuple[str, str] | None = None
     device: str = "cpu"
+
+    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+        """Hand on the items while showing how many of `total` are done, as long as there is time; the first always.
+
+        For a stage that keeps nothing of what it has done.
+
+        Raises:
+            OutOfTimeError: between two items, once the time is up.
+        """
+        for done, item in enumerate(self.environment.progress.track(items, description, total)):
+            if done and self.environment.time_is_up():
+                break  # out of the loop first, so that whatever shows progress ends before the error
+            yield item
+        else:
+            return
+        raise self.stopped_at(done, total)
+
+    def stopped_at(self, done: int, total: int) -> OutOfTimeError:
+        """The error of a stage that has to start over next time."""
+        return OutOfTimeError(f"stopped at {done} of {total}, as the time is up; the same command starts it over")
 
 
 @dataclass(frozen=True)
@@ -145,6 +167,7 @@ def execute(
 
     Raises:
         ArtifactError: if the parents do not fit, or the current artifact is damaged.
+        OutOfTimeError: if the time was up before it was made.
     """
     parents = tuple(parents)
     _check_parents(stage, parents)
@@ -182,9 +205,11 @@ def execute(
                     wall_seconds=time.perf_counter() - started,
                     peak_memory_bytes=_peak_memory(work.device),
                 )
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):
                 scratch.rmdir()  # an empty one has nothing to resume
+            if isinstance(error, OutOfTimeError):
+                raise OutOfTimeError(f"{name}: {error}") from None
             raise
         shutil.rmtree(scratch, ignore_errors=True)
         return artifact, True

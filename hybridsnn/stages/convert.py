@@ -168,6 +168,8 @@ def calibration(config: ConvertConfig, model: SpikingModel, description: ImageDe
         nonlocal done
         done += 1
         work.environment.progress.say(f"balanced {name} ({done} of {layers})")
+        if done < layers and work.environment.time_is_up():
+            raise work.stopped_at(done, layers)
 
     return Calibration(
         images.to(device),

@@ -53,7 +53,7 @@ def run(work: Work) -> None:
             f"evaluate.exit_confidence: got {config.exit_confidence} for {work.parents[0].path}, a network without "
             "time steps to leave at; leave it out, or name spiking networks with --from"
         )
-    pictures = open_again(description.images, work)
+    pictures = open_again(description.images, work).on(fabric.device)
     source = pictures.measuring(config.split, config.batch_size, config.images)
     if len(source) == 0:
         raise ConfigError(f"evaluate.split: '{config.split}' has no images; the network kept none back for validation")
@@ -90,7 +90,7 @@ def _leaving_early(
 
 
 def _tracked(doing: str, source: Batches, work: Work) -> Iterator[Batch]:
-    return work.environment.progress.track(source.epoch(0), f"{doing} {work.parents[0].name}", len(source))
+    return work.track(source.epoch(0), f"{doing} {work.parents[0].name}", len(source))
 
 
 STAGE = Stage(

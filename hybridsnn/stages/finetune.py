@@ -26,8 +26,8 @@ class FinetuneConfig(TrainingSettings):
     """Starts from a converted or tuned network and keeps the weights, those it began with
     included, that are best on validation images.
 
-    To train from scratch, convert a network made by `train-ann --epochs 0`. An interrupted training goes on from its
-    last epoch when the same command is given again, and ends with the same weights.
+    To train from scratch, convert a network made by `train-ann --epochs 0`. An interrupted training goes on where it
+    was when the same command is given again, and ends with the same weights.
     """
 
     method: Annotated[str, Choice(RULES, "method")] = Field("stdb", description="Learning rule.")
@@ -114,7 +114,7 @@ def run(work: Work) -> None:
     spiking = description.spiking
     assert spiking is not None  # the parent is an snn
     timesteps = config.timesteps or spiking.timesteps
-    pictures = open_again(description.images, work)
+    pictures = open_again(description.images, work).on(fabric.device)
 
     own_rates = [
         OwnRate(parameters, config.learning_rate if rate is None else rate)

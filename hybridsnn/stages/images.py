@@ -1,7 +1,8 @@
 """Pictures for stages: opened once, split the same way every time, checked against those a network was made with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,9 @@ from hybridsnn.data import (
     DEFAULT_BINNING,
     Batches,
     ImageData,
+    Images,
     default_folder,
+    held_on,
     load,
     split_validation,
     stratified,
@@ -30,6 +33,7 @@ from hybridsnn.stages.networks import EventDescription, ImageDescription
 
 FOLDERS = ("imagefolder", "imagenet")  # data sets that are whatever folder they are given
 MEASURED = 0  # seed of the choice of images to measure on: the same for all networks
+CPU = torch.device("cpu")
 
 
 class ImageSettings(StageConfig):
@@ -76,10 +80,21 @@ def outside(config: StageConfig, environment: Environment) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """An opened data set, described so that it can be opened the same way again."""
+    """An opened data set, described so that it can be opened the same way again.
+
+    Attributes:
+        device: where batches are augmented and normalised.
+    """
 
     data: ImageData
     description: ImageDescription
+    device: torch.device = CPU
+
+    def on(self, device: torch.device) -> "Pictures":
+        """The same for a network on a device: on a GPU, so are its batches, and pictures that take a quarter of the
+        free memory at most are moved there once.
+        """
+        return replace(self, device=device) if device.type == "cuda" else self
 
     def network(self, name: str, *, batch_norm: bool, width: float, dropout: float | None = None) -> NetworkSpec:
         """A network for these pictures and their classes."""
@@ -91,12 +106,13 @@ class Pictures:
         """Shuffled, augmented training batches."""
         train, _ = self._split()
         return Batches(
-            self.data.train,
+            self._train,
             train,
             self.description.preprocessing(),
             batch_size,
             augmentation=augmentation or self.description.augmentation,
             seed=seed,
+            device=self.device,
         )
 
     def measuring(self, split: str, batch_size: int, count: int | None = None) -> Batches:
@@ -106,11 +122,25 @@ class Pictures:
             ConfigError: if there are not as many.
         """
         train, validation = self._split()
-        images = self.data.test if split == "test" else self.data.train
+        images = self._test if split == "test" else self._train
         positions = {"train": train, "validation": validation, "test": torch.arange(len(self.data.test))}[split]
         if count is not None:
             positions = positions[_some(images.labels[positions], count, MEASURED, f"the {split} split")]
-        return Batches(images, positions, self.description.preprocessing(), batch_size)
+        return Batches(images, positions, self.description.preprocessing(), batch_size, device=self.device)
+
+    @cached_property
+    def _train(self) -> Images:
+        return self._held(self.data.train)
+
+    @cached_property
+    def _test(self) -> Images:
+        return self._held(self.data.test)
+
+    def _held(self, images: Images) -> Images:
+        if self.device == CPU:
+            return images
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return held_on(images, self.device, free // 4)
 
     def _split(self) -> tuple[Tensor, Tensor]:
         labels, description = self.data.train.labels, self.description

@@ -31,8 +31,8 @@ class NetworkSettings(ImageSettings):
 class TrainConfig(TrainingSettings, NetworkSettings):
     """Trains on the training images and keeps the epoch that is best on images kept back from them.
 
-    The test images are never touched. An interrupted training goes on from its last epoch when the same command
-    is given again, and ends with the same weights. With `--epochs 0` the network stays untrained: the start of a
+    The test images are never touched. An interrupted training goes on where it was when the same command is given
+    again, and ends with the same weights. With `--epochs 0` the network stays untrained: the start of a
     from-scratch control.
     """
 
@@ -43,7 +43,7 @@ def run(work: Work) -> None:
     """Train and save; see `TrainConfig`."""
     config = cast(TrainConfig, work.config)
     fabric = fabric_for(work, config.precision)
-    pictures = open_new(config, work)
+    pictures = open_new(config, work).on(fabric.device)
     spec = pictures.network(config.network, batch_norm=config.batch_norm, width=config.width, dropout=config.dropout)
     torch.manual_seed(seed_of(config.seed, INITIAL_WEIGHTS))
     network = spec.build().to(memory_format=torch.channels_last)

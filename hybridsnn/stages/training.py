@@ -85,5 +85,6 @@ def train(
         project=project,
         track=progress.track,
         say=progress.say,
+        time_is_up=work.environment.time_is_up,
     )
     write_metrics(work.folder, stage, "train", history)
