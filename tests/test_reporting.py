@@ -14,7 +14,9 @@ from matplotlib.colors import to_hex
 from hybridsnn.errors import ArtifactError
 from hybridsnn.reporting import NetworkReport, Provenance, accuracy_table, as_text, write_report
 from hybridsnn.reporting.figures import FIGURES
-from hybridsnn.reporting.tables import accuracy_by_step_table, firing_rate_table, markdown
+from hybridsnn.reporting.headline import headlines, steps_to_reach
+from hybridsnn.reporting.lineage import lineage_svg
+from hybridsnn.reporting.tables import accuracy_by_step_table, firing_rate_table, markdown, spikes_table
 
 COLUMNS = ["stage", "split", "epoch", "step", "layer", "metric", "value"]
 
@@ -57,26 +59,27 @@ def curve(steps, final=0.9):
 
 
 LONG = "an-artifact-<b>&$x^2$|-with-a-name-that-goes-on-and-on-and-on-until-it-is-far-too-long-for-any-legend"
+SPIKING = {"accuracy", "firing_rates", "spikes"}
 # networks, and the figures there should be of them
 MIXES = {
     "everything": ([ann(history=training()), snn(), snn(label="stdb", history=training(1))], set(FIGURES)),
-    "no ann": ([snn(), snn(label="other")], {"accuracy", "firing_rates"}),
+    "no ann": ([snn(), snn(label="other")], SPIKING),
     "only an ann": ([ann(history=training())], {"training"}),
     "only an ann, untrained": ([ann()], set()),
-    "one step": ([ann(), snn([0.8])], {"accuracy", "firing_rates"}),
+    "one step": ([ann(), snn([0.8])], SPIKING),
     "eight": (
         [ann()] + [snn(curve(40, 0.9 + place / 100), f"snn-{place}") for place in range(8)],
-        {"accuracy", "firing_rates"},
+        SPIKING,
     ),
     "long names": ([ann(label=LONG, history=training()), snn(label=LONG + "-2", rates={LONG: 0.5})], set(FIGURES)),
-    "no history": ([ann(), snn()], {"accuracy", "firing_rates"}),
-    "many steps": ([ann(), snn(curve(300)), snn(curve(5), "short")], {"accuracy", "firing_rates"}),
+    "no history": ([ann(), snn()], SPIKING),
+    "many steps": ([ann(), snn(curve(300)), snn(curve(5), "short")], SPIKING),
     "several data": (
         [ann(), snn(), ann(split="validation"), snn(split="validation"), snn(dataset="mnist", rates={"other": 0.1})],
-        {"accuracy", "firing_rates"},
+        SPIKING,
     ),
-    "perfect and chance": ([ann(1.0), snn([0.1, 0.1])], {"accuracy", "firing_rates"}),
-    "silent": ([snn([0.1, 0.1], rates={"neuron1": 0.0})], {"accuracy", "firing_rates"}),
+    "perfect and chance": ([ann(1.0), snn([0.1, 0.1])], SPIKING),
+    "silent": ([snn([0.1, 0.1], rates={"neuron1": 0.0})], SPIKING),
     "no rates": ([ann(), snn(rates={})], {"accuracy"}),
     "diverged": ([ann(history=training().assign(value=[math.nan, *[math.inf] * 3, *[1.0] * 8]))], {"training"}),
 }
@@ -202,11 +205,10 @@ def test_report_has_the_figures_and_stands_alone(mix, tmp_path):
     assert "://" not in page and "<script" not in page and "<b>" not in page
     assert not re.findall(r'(?:src|href)="(?!#)|url\((?!#)', page)
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(drawings) == len(figures)
+    assert len(drawings) == len(figures) + 1  # the lineage
     for drawing in drawings:
         ElementTree.fromstring(drawing)
-        known = set(re.findall(r'id="([^"]+)"', drawing))
-        assert set(re.findall(r'(?:href="|url\()#([^")]+)', drawing)) <= known
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(reader.ids)
 
 
 def test_accuracy_axis_shows_where_networks_end():
@@ -238,7 +240,7 @@ def test_two_runs_write_the_same_files(tmp_path):
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == [
         "accuracy.csv", "accuracy.md", "accuracy.png", "accuracy_by_step.csv", "firing_rates.csv", "firing_rates.md",
-        "firing_rates.png", "index.html", "training.png",
+        "firing_rates.png", "index.html", "spikes.csv", "spikes.md", "spikes.png", "training.png",
     ]  # fmt: skip
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
@@ -248,6 +250,116 @@ def test_nothing_to_report_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="hybridsnn evaluate"):
         write_report("Report", [], [], tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+def test_epoch_that_was_kept_is_marked_where_known():
+    history = pd.concat([training(3), long_form([("validation", 2, None, None, "kept-epoch", 2.0)])])
+
+    def upright(network):
+        lines = [line for axes in FIGURES["training"].draw([network]).axes for line in axes.lines]
+        return [line.get_xdata()[0] for line in lines if line.get_linestyle() == ":"]
+
+    assert upright(ann(history=history)) == [2, 2]
+    assert upright(ann(history=training(3))) == []
+
+
+def test_spikes_of_each_layer_are_kept():
+    table = spikes_table([ann(), snn(label="a", rates={"z": 0.5, "b": 0.25}), snn(label="c", rates={"b": 1.0})])
+    assert table["layer"].tolist() == ["z", "b"]
+    assert table.fillna(-1)["c"].tolist() == [-1, 100.0]
+
+
+def test_headline_is_known():
+    (headline,) = headlines([ann(), snn([0.5, 0.985, 0.98]), snn([0.6, 0.7, 0.8], "other")])
+    assert headline.data == "digits, test"
+    assert headline.sentence == (
+        "The best spiking network, convert-max, classifies 98.00 % of 360 images correctly in 3 time steps with 200 "
+        "spikes for each: 1.00 points below the ANN (99.00 %). With so many images, one is 0.28 points, and the "
+        "standard error of this accuracy is 0.74 points."
+    )
+    assert [(glance.name, glance.accuracy, glance.best) for glance in headline.glances] == [
+        ("ann", "99.00 %", False), ("convert-max", "98.00 %", True), ("other", "80.00 %", False),
+    ]  # fmt: skip
+    assert headline.glances[1].details == (
+        "convert", "T = 3", "−1.00 points to the ANN", "within 1 point from T = 2 on", "200 spikes per image",
+    )  # fmt: skip
+    assert headline.glances[2].details == ("convert", "T = 3", "−19.00 points to the ANN", "200 spikes per image")
+
+
+def test_headline_and_table_round_alike():
+    network = snn()
+    whole = (network.evaluation["metric"] == "spikes-per-image") & network.evaluation["layer"].isna()
+    network.evaluation.loc[whole, "value"] = 5171.46
+    (headline,) = headlines([network])
+    (shown,) = as_text(accuracy_table([network]))["spikes / image"]
+    assert f"{shown} spikes per image" in headline.glances[0].details and f" {shown} spikes " in headline.sentence
+
+
+def test_headline_without_spikes_or_ann():
+    (alone,) = headlines([ann()])
+    assert alone.sentence.startswith("The best network, ann, classifies 99.00 % of 360 images correctly. ")
+    (one_step,) = headlines([snn([0.9])])
+    assert "convert-max, classifies 90.00 % of 360 images correctly in 1 time step with " in one_step.sentence
+    assert "ANN" not in one_step.sentence
+
+
+def test_best_of_equals_needs_fewer_steps_then_fewer_spikes():
+    fewer = snn([0.5, 0.75, 0.9], "fewer", rates={"neuron1": 0.25})
+    for networks, best in (([snn(), snn([0.9], "short")], "short"), ([snn(), fewer], "fewer")):
+        (headline,) = headlines(networks)
+        assert [glance.name for glance in headline.glances if glance.best] == [best]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "wanted", "step"),
+    [([0.5, 0.9, 0.9], 90, 2), ([0.9, 0.5, 0.9], 90, 3), ([0.9, 0.9], 80, 1), ([0.9, 0.5], 90, None)],
+)
+def test_steps_to_reach_an_accuracy_and_stay(accuracies, wanted, step):
+    assert steps_to_reach(snn(accuracies), wanted) == step
+
+
+def test_lineage_puts_children_below_and_right_of_what_they_were_made_from():
+    def made(name, kind, *parents):
+        return replace(PROVENANCE[0], name=name, kind=kind, parents=parents)
+
+    artifacts = [
+        made("ann", "ann"), made("converted", "snn", "ann"), made("tuned", "snn", "converted"),
+        made("other", "ann"), made("ann-test", "evaluation", "ann"), made("tuned-test", "evaluation", "tuned"),
+    ]  # fmt: skip
+    drawing = ElementTree.fromstring(lineage_svg(artifacts, [f"to-{artifact.name}" for artifact in artifacts]))
+    drawn = {link.get("href").removeprefix("#to-"): link[0].get("transform") for link in drawing.iter("a")}
+    assert list(drawn) == ["ann", "ann-test", "converted", "tuned", "tuned-test", "other"]
+    places = {name: tuple(map(int, re.findall(r"\d+", transform))) for name, transform in drawn.items()}
+    tops = [top for _, top in places.values()]
+    assert tops == sorted(set(tops))
+    for artifact in artifacts:
+        for parent in artifact.parents:
+            assert places[parent][0] < places[artifact.name][0]
+    assert places["other"][0] == places["ann"][0]
+    assert len(list(drawing.iter("path"))) == 4
+
+
+def test_lineage_joins_an_artifact_to_all_it_was_made_from():
+    first, second = (replace(PROVENANCE[0], name=name) for name in ("one", "two"))
+    both = replace(PROVENANCE[1], name="both", parents=("one", "two", "elsewhere"))
+    drawing = ElementTree.fromstring(lineage_svg([first, second, both], ["a", "b", "c"]))
+    assert len(list(drawing.iter("path"))) == 2
+    assert [link.get("href") for link in drawing.iter("a")] == ["#a", "#b", "#c"]
+
+
+def test_settings_that_were_chosen_come_before_all(tmp_path):
+    artifact = replace(PROVENANCE[0], chosen={"learning_rate": "<0.5>"}, config="epochs: 3\n")
+    write_report("title", [ann()], [artifact], tmp_path)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.index("<dt>learning_rate</dt><dd>&lt;0.5&gt;</dd>") < page.index("epochs: 3")
+
+
+def test_versions_are_told_once_where_they_agree(tmp_path):
+    other = replace(PROVENANCE[1], versions={"torch": "2.7.0"})
+    for artifacts, times in ((PROVENANCE, [1, 0]), ([PROVENANCE[0], other], [1, 1])):
+        write_report("title", [ann()], artifacts, tmp_path)
+        page = (tmp_path / "index.html").read_text(encoding="utf-8")
+        assert [page.count(f"torch {version}") for version in ("2.6.0", "2.7.0")] == times
 
 
 class Page(HTMLParser):

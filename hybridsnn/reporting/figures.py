@@ -6,45 +6,25 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hybridsnn.reporting.measurements import by_epoch, by_layer, by_step, total
+from hybridsnn.reporting.measurements import by_epoch, by_layer, by_step, kept_epoch, total
 from hybridsnn.reporting.records import NetworkReport, evaluation_of, names_of
+from hybridsnn.reporting.style import (
+    COLOURS,
+    INK,
+    MARKER_DISTANCE,
+    MARKERS,
+    STYLE,
+    WIDTH,
+    mark_steps,
+    shortened,
+    zoom,
+)
 
-WIDTH = 6.0  # inches; narrow enough that the text stays legible on a phone
-INK = "#24292e"  # text, axes and the ann; the page replaces it with its own text colour
-COLOURS = ("#1a80bb", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#9a6a3a")  # after Okabe, Ito
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
-STYLE: dict[Any, Any] = {
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "grid.color": INK,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.8,
-    "ytick.major.width": 0.8,
-    "legend.frameon": False,
-    "legend.borderaxespad": 0.4,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "text.parse_math": False,  # a dollar in a name is a dollar
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hybridsnn",  # same figure, same file
-}
-MARKER_DISTANCE = 0.04  # at least, along a curve, as a share of the panel's diagonal
 BARS_PER_LAYER = 4  # beyond, dots on a line read better than bars
 
 
@@ -89,28 +69,37 @@ def accuracy_figure(networks: Sequence[NetworkReport]) -> Figure | None:
         lines.sort(key=lambda entry: -entry[0])
         axes.legend(
             [line for _, line, _ in lines],
-            [f"{final:.2f} %\u2002{_shortened(name)}" for final, _, name in lines],
+            [f"{final:.2f} %\u2002{shortened(name)}" for final, _, name in lines],
             loc="lower left",
             bbox_to_anchor=(-0.02, 1.0),
             alignment="left",
             title=data if len(panels) > 1 else None,
         )
-        _zoom(axes, lowest, [final for final, _, _ in lines])
-        _mark_steps(axes, longest)
+        zoom(axes, lowest, [final for final, _, _ in lines])
+        mark_steps(axes, longest)
         axes.set_ylabel("accuracy (%)")
         axes.set_xlabel("time steps T")
     return figure
 
 
-@rc_context(STYLE)
 def firing_rate_figure(networks: Sequence[NetworkReport]) -> Figure | None:
     """Firing rate of each layer: a bar or dot per spiking network, a panel per set of layers."""
-    rates = [by_layer(network.evaluation, "firing-rate") for network in networks]
-    spiking = [index for index, series in enumerate(rates) if len(series)]
+    return _layer_figure(networks, "firing-rate", "firing rate (spikes per neuron and step)")
+
+
+def spikes_figure(networks: Sequence[NetworkReport]) -> Figure | None:
+    """Spikes per image of each layer, drawn like the firing rates."""
+    return _layer_figure(networks, "spikes-per-image", "spikes per image, over all time steps")
+
+
+@rc_context(STYLE)
+def _layer_figure(networks: Sequence[NetworkReport], metric: str, axis_label: str) -> Figure | None:
+    measured = [by_layer(network.evaluation, metric) for network in networks]
+    spiking = [index for index, series in enumerate(measured) if len(series)]
     names, looks = names_of(networks), _looks(networks)
     panels: dict[tuple[str, ...], list[int]] = {}
     for index in spiking:
-        panels.setdefault(tuple(rates[index].index), []).append(index)
+        panels.setdefault(tuple(measured[index].index), []).append(index)
     if not panels:
         return None
     rows = [
@@ -122,25 +111,27 @@ def firing_rate_figure(networks: Sequence[NetworkReport]) -> Figure | None:
         positions = np.arange(len(layers))
         thickness = 0.8 / len(members)
         for order, index in enumerate(members):
-            values, label = rates[index].to_numpy(), _shortened(names[index])
+            values, label = measured[index].to_numpy(), shortened(names[index])
             if len(members) <= BARS_PER_LAYER:
                 offset = (order - (len(members) - 1) / 2) * thickness
                 axes.barh(positions + offset, values, height=0.9 * thickness, color=looks[index]["color"], label=label)
             else:
                 axes.plot(values, positions, linestyle="", label=label, **looks[index])
-        axes.set_yticks(positions, [_shortened(layer, 22) for layer in layers])
+        axes.set_yticks(positions, [shortened(layer, 22) for layer in layers])
         axes.set_ylim(len(layers) - 0.5, -0.5)  # the first layer on top
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.grid(visible=len(members) > BARS_PER_LAYER, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0))
-        axes.set_xlabel("firing rate (spikes per neuron and step)")
+        axes.set_xlabel(axis_label)
     return figure
 
 
 @rc_context(STYLE)
 def training_figure(networks: Sequence[NetworkReport]) -> Figure | None:
-    """Loss and accuracy over epochs, of training and validation: a row of two panels per trained network."""
+    """Loss and accuracy over epochs, of training and validation, the kept epoch marked: two panels per network."""
     histories = {
         network.label: network.history  # a network measured on several data was trained once
         for network in networks
@@ -148,14 +139,16 @@ def training_figure(networks: Sequence[NetworkReport]) -> Figure | None:
     }
     if not histories:
         return None
-    figure = Figure(figsize=(WIDTH, 0.4 + 2.1 * len(histories)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.7 + 2.1 * len(histories)), layout="constrained")
     all_axes = figure.subplots(len(histories), 2, squeeze=False)
+    shown: dict[str, Artist] = {}  # entries of the legend, which all panels share
     for row, (label, history) in zip(all_axes, histories.items(), strict=True):
+        kept = kept_epoch(history)
         for axes, metric, unit, scale in zip(row, ("loss", "accuracy"), ("", " (%)"), (1, 100), strict=True):
             for split, colour, dashes in (("train", COLOURS[1], (0, (3, 1))), ("validation", COLOURS[0], "-")):
                 curve = scale * by_epoch(history, metric, split)
                 curve = curve[np.isfinite(curve)]
-                axes.plot(
+                (shown[split],) = axes.plot(
                     curve.index,
                     curve.to_numpy(),
                     color=colour,
@@ -164,16 +157,19 @@ def training_figure(networks: Sequence[NetworkReport]) -> Figure | None:
                     marker="o",
                     markersize=3,
                     markevery=MARKER_DISTANCE,
-                    label=split,
                 )
+            if kept is not None:
+                shown["kept"] = axes.axvline(kept, color=INK, linestyle=":", linewidth=1.4, zorder=1)
             axes.set_ylabel(metric + unit)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
             if metric == "loss":
                 axes.set_ylim(bottom=0)
-        row[0].set_title(_shortened(label))
+        row[0].set_title(shortened(label))
+        if kept is not None:
+            row[1].set_title(f"keeps epoch {kept}", loc="right")
     for axes in all_axes[-1]:
         axes.set_xlabel("epoch")
-    all_axes[0, 1].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+    figure.legend(list(shown.values()), list(shown), loc="outside upper right", ncols=len(shown))
     return figure
 
 
@@ -191,27 +187,6 @@ def _panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
     return figure, list(axes[:, 0])
 
 
-def _zoom(axes: Axes, lowest: float, finals: list[float]) -> None:
-    """Show where the networks end, and as much below as leaves their differences visible."""
-    best, worst = max(finals), min(finals)
-    bottom = best - max(20.0, 4 * (best - worst))
-    if lowest > best - 1.25 * (best - bottom):  # then little would be cut off, or nothing
-        bottom = min(lowest, best - 5)  # a narrower range would make much of nothing
-    margin = 0.05 * (best - bottom)
-    axes.set_ylim(bottom - margin, best + margin)
-    axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
-
-
-def _mark_steps(axes: Axes, longest: int) -> None:
-    if longest > 32:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.set_xlim(0.5, longest + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
 def _looks(networks: Sequence[NetworkReport]) -> list[dict[str, Any]]:
     """Colour and line or marker of every network, the same in all figures: told apart without seeing colour too."""
     looks: list[dict[str, Any]] = []
@@ -225,12 +200,6 @@ def _looks(networks: Sequence[NetworkReport]) -> list[dict[str, Any]]:
             looks.append({"color": COLOURS[snns % len(COLOURS)], "marker": marker})
             snns += 1
     return looks
-
-
-def _shortened(name: str, length: int = 38) -> str:
-    """The name with its middle left out if it is long: what sets it apart is mostly at its ends."""
-    half = length // 2
-    return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"
 
 
 FIGURES = {
@@ -248,9 +217,16 @@ FIGURES = {
         "Mean number of spikes per neuron and time step, by layer from input to output. "
         "Fewer spikes mean less work on hardware that computes only when there is one.",
     ),
+    "spikes": FigureKind(
+        spikes_figure,
+        "Spikes",
+        "Mean number of spikes that the neurons of a layer emit for one image, all time steps together, by layer from "
+        "input to output: where the work is. Firing rates tell how busy a neuron is, this tells how many there are.",
+    ),
     "training": FigureKind(
         training_figure,
         "Training",
-        "Loss and accuracy after each epoch, on the images trained on and on those held back for validation.",
+        "Loss and accuracy after each epoch, on the images trained on and on those held back for validation. "
+        "A dotted line marks the epoch whose weights were kept; epoch 0 is what training started with.",
     ),
 }

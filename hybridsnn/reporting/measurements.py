@@ -21,6 +21,12 @@ def by_epoch(metrics: pd.DataFrame, metric: str, split: str) -> pd.Series:
     return _indexed(metrics[(metrics["metric"] == metric) & (metrics["split"] == split)], "epoch")
 
 
+def kept_epoch(history: pd.DataFrame) -> int | None:
+    """The epoch whose weights a training kept, 0 for those it started with; None if the history does not say."""
+    rows = history[history["metric"] == "kept-epoch"]
+    return int(rows["value"].iloc[-1]) if len(rows) else None
+
+
 def by_layer(metrics: pd.DataFrame, metric: str) -> pd.Series:
     """Values of the metric indexed by layer, in the order of the rows, which is that of the network."""
     rows = metrics[(metrics["metric"] == metric) & ~_is_empty(metrics["layer"])]

@@ -1,8 +1,8 @@
 """What a report is made from: measured networks and where they came from."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -28,7 +28,7 @@ class NetworkReport:
 class Provenance:
     """How one artifact was made: inputs, settings, machine and cost."""
 
-    name: str
+    name: str  # no two artifacts of a report have the same
     kind: str
     stage: str
     digest: str
@@ -39,6 +39,7 @@ class Provenance:
     versions: dict[str, str]
     parents: tuple[str, ...]
     config: str  # YAML text
+    chosen: Mapping[str, str] = field(default_factory=dict)  # settings that are not the defaults of their stage
 
 
 def evaluation_of(network: NetworkReport) -> str:

@@ -1,44 +1,44 @@
 """Write a report: tables, figures and the page that holds them all."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from hybridsnn.errors import ArtifactError
 from hybridsnn.reporting.figures import FIGURES
+from hybridsnn.reporting.headline import headlines
+from hybridsnn.reporting.lineage import lineage_svg
 from hybridsnn.reporting.measurements import total
+from hybridsnn.reporting.page import grid, render
 from hybridsnn.reporting.records import NetworkReport, Provenance, evaluation_of
 from hybridsnn.reporting.svg import inline_svg
 from hybridsnn.reporting.tables import (
     accuracy_by_step_table,
     accuracy_table,
-    as_text,
     firing_rate_table,
     markdown,
-    numeric_columns,
+    spikes_table,
 )
 
 
 def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequence[Provenance], folder: Path) -> None:
     """Write the tables (CSV, Markdown), the figures (PNG) and `index.html`, which needs no other file, into the folder.
 
-    `networks` are the rows of the tables, in this order; `provenance` tells how they were made, oldest first.
-    A table or figure for which nothing was measured is not written.
+    `networks` are the rows of the tables, in this order; `provenance` tells how they were made, parents before
+    children. A table or figure for which nothing was measured is not written.
 
     Raises ArtifactError if there is no network.
     """
     if not networks:
         raise ArtifactError("report: got no evaluated network. Run `hybridsnn evaluate` first")
     folder.mkdir(parents=True, exist_ok=True)
-    accuracy, steps, rates = accuracy_table(networks), accuracy_by_step_table(networks), firing_rate_table(networks)
-    for name, table in (("accuracy", accuracy), ("accuracy_by_step", steps), ("firing_rates", rates)):
+    accuracy, steps = accuracy_table(networks), accuracy_by_step_table(networks)
+    by_layer = {"firing_rates": firing_rate_table(networks), "spikes": spikes_table(networks)}
+    for name, table in {"accuracy": accuracy, "accuracy_by_step": steps, **by_layer}.items():
         if len(table):
             table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-    for name, table in (("accuracy", accuracy), ("firing_rates", rates)):
+    for name, table in {"accuracy": accuracy, **by_layer}.items():
         if len(table):
             (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
 
@@ -47,27 +47,26 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
         figure = kind.draw(networks)
         if figure is not None:
             svg = Markup(inline_svg(figure, name, kind.title))
-            numbers = _for_page(rates) if name == "firing_rates" else None
-            figures.append({"kind": kind, "svg": svg, "numbers": numbers})
+            numbers = grid(by_layer[name], f"{kind.title} by layer") if name in by_layer else None
+            figures.append({"name": name, "kind": kind, "svg": svg, "numbers": numbers})
             figure.savefig(folder / f"{name}.png", dpi=200)
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": _duration, "size": _size}
-    template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
-    page = template.render(
+    anchors = [f"artifact-{place}" for place, _ in enumerate(provenance, 1)]
+    versions = [artifact.versions for artifact in provenance]
+    page = render(
+        "report.html.jinja",
         title=title,
         data=_data(networks),
-        accuracy=_for_page(accuracy),
+        headlines=headlines(networks),
+        accuracy=grid(accuracy, "Accuracy and cost of each network"),
         anytime="mean steps" in accuracy,
         figures=figures,
-        provenance=provenance,
+        artifacts=list(zip(anchors, provenance, strict=True)),
+        anchor_of={artifact.name: anchor for anchor, artifact in zip(anchors, provenance, strict=True)},
+        lineage=Markup(lineage_svg(provenance, anchors)) if provenance else None,
+        versions=versions[0] if versions and all(other == versions[0] for other in versions) else None,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
-
-
-def _for_page(table: pd.DataFrame) -> dict[str, list]:
-    text = as_text(table)
-    return {"columns": list(zip(text.columns, numeric_columns(table), strict=True)), "rows": text.to_numpy().tolist()}
 
 
 def _data(networks: Sequence[NetworkReport]) -> list[str]:
@@ -80,21 +79,3 @@ def _data(networks: Sequence[NetworkReport]) -> list[str]:
         f"{data} ({'–'.join(f'{count:,}' for count in sorted({min(seen), max(seen)}))} images)" if seen else data
         for data, seen in counts.items()
     ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def _size(count: int) -> str:
-    if not count:
-        return "–"  # not measured
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"

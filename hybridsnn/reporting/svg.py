@@ -7,7 +7,7 @@ from html import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from hybridsnn.reporting.figures import INK, STYLE
+from hybridsnn.reporting.style import INK, STYLE
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:

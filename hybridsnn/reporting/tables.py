@@ -8,7 +8,9 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from hybridsnn.reporting.measurements import by_layer, by_step, total
+from hybridsnn.reporting.quantities import signed
 from hybridsnn.reporting.records import NetworkReport, evaluation_of, names_of
+from hybridsnn.reporting.results import Result
 
 
 def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
@@ -19,14 +21,14 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
     accuracy if images leave as soon as their answer is clear, after `mean steps`. A column that would be empty
     throughout is left out, and so is the data where it is the same for all.
     """
-    last_steps = [_last_step(network) for network in networks]
+    last_steps = [last_step(network) for network in networks]
     most = max((steps for steps in last_steps if steps is not None), default=0)
     powers = [2**exponent for exponent in range(most.bit_length()) if 2**exponent < most]
     rows = []
     for network, steps in zip(networks, last_steps, strict=True):
         accuracy = 100 * by_step(network.evaluation, "accuracy")
         final = 100 * total(network.evaluation, "accuracy") if steps is None else accuracy[steps]
-        reference = _reference_accuracy(network, networks)
+        reference = reference_accuracy(network, networks)
         rows.append(
             {
                 "network": network.label,
@@ -63,14 +65,56 @@ def accuracy_by_step_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
 
 def firing_rate_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
     """Spikes per neuron and step: a row per layer, a column per spiking network, empty where it has no such layer."""
-    rates = {
-        name: by_layer(network.evaluation, "firing-rate")
-        for name, network in zip(names_of(networks), networks, strict=True)
-    }
-    rates = {name: series for name, series in rates.items() if len(series)}
-    layers = list(dict.fromkeys(layer for series in rates.values() for layer in series.index))
-    columns = {name: [series.get(layer, math.nan) for layer in layers] for name, series in rates.items()}
-    return pd.DataFrame({"layer": layers, **columns}).round(6)
+    return _layer_table(networks, "firing-rate")
+
+
+def spikes_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
+    """Spikes per image over all steps, set out like the firing rates."""
+    return _layer_table(networks, "spikes-per-image")
+
+
+def last_step(network: NetworkReport) -> int | None:
+    """The last time step whose accuracy was measured; None for an ann."""
+    steps = by_step(network.evaluation, "accuracy").index
+    return int(steps.max()) if len(steps) else None
+
+
+def reference_accuracy(network: NetworkReport, networks: Sequence[NetworkReport]) -> float:
+    """Accuracy in % of the one ann measured on the same data as this spiking network; NaN if none or several."""
+    if network.kind == "ann":
+        return math.nan
+    anns = [other for other in networks if other.kind == "ann" and evaluation_of(other) == evaluation_of(network)]
+    return 100 * total(anns[0].evaluation, "accuracy") if len(anns) == 1 else math.nan
+
+
+def results_table(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per result: what the paper has and what runs gave; accuracies in %, differences in points."""
+    rows = [
+        {
+            "paper": result.paper,
+            "recipe": result.recipe,
+            "network": result.network,
+            "column": result.column,
+            "published (%)": result.published,
+            "ours (%)": result.mean,
+            "± (%)": result.spread,
+            "difference (points)": result.difference,
+            "T": result.timesteps,
+            "T published": result.published_timesteps,
+            "seeds": len(result.accuracies),
+            "data set": result.dataset,
+            "images": result.images,
+            "test images": result.test_images,
+            "scale": result.scale,
+            "device": result.device,
+            "wall time (s)": result.wall_seconds,
+            "note": result.note or None,
+        }
+        for result in results
+    ]
+    whole = ("T", "T published", "seeds", "images", "test images")
+    measured = ("published (%)", "ours (%)", "± (%)", "difference (points)", "wall time (s)")
+    return pd.DataFrame(rows).astype({**dict.fromkeys(whole, "Int64"), **dict.fromkeys(measured, "float64")})
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -94,17 +138,14 @@ def markdown(table: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(_escaped(cell) for cell in row) + " |\n" for row in rows)
 
 
-def _last_step(network: NetworkReport) -> int | None:
-    steps = by_step(network.evaluation, "accuracy").index
-    return int(steps.max()) if len(steps) else None
-
-
-def _reference_accuracy(network: NetworkReport, networks: Sequence[NetworkReport]) -> float:
-    """Accuracy in % of the one ann measured on the same data as this spiking network; NaN if none or several."""
-    if network.kind == "ann":
-        return math.nan
-    anns = [other for other in networks if other.kind == "ann" and evaluation_of(other) == evaluation_of(network)]
-    return 100 * total(anns[0].evaluation, "accuracy") if len(anns) == 1 else math.nan
+def _layer_table(networks: Sequence[NetworkReport], metric: str) -> pd.DataFrame:
+    measured = {
+        name: by_layer(network.evaluation, metric) for name, network in zip(names_of(networks), networks, strict=True)
+    }
+    measured = {name: series for name, series in measured.items() if len(series)}
+    layers = list(dict.fromkeys(layer for series in measured.values() for layer in series.index))
+    columns = {name: [series.get(layer, math.nan) for layer in layers] for name, series in measured.items()}
+    return pd.DataFrame({"layer": layers, **columns}).round(6)
 
 
 def _text(value: Any, column: str) -> str:
@@ -113,7 +154,7 @@ def _text(value: Any, column: str) -> str:
     if isinstance(value, str):
         return value
     if column.endswith("(points)"):
-        return f"{value:+.2f}".replace("-", "−")
+        return signed(value)
     if column.endswith("(%)"):
         return f"{value:.2f}"
     if isinstance(value, float):

@@ -1,9 +1,14 @@
 """`report`: tables, figures and a page from evaluations."""
 
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import yaml
 from pydantic import Field
+from pydantic_core import to_jsonable_python
 
 from hybridsnn.artifacts import Artifact, lineage
 from hybridsnn.config import StageConfig
@@ -25,16 +30,29 @@ class ReportConfig(StageConfig):
 
 def run(work: Work) -> None:
     """Write the report; see `ReportConfig`."""
+    from hybridsnn.stages import STAGES  # it holds this stage, so it is complete only after this module
+
     config = cast(ReportConfig, work.config)
-    networks = [_network_report(evaluation) for evaluation in work.parents]
-    seen: dict[str, Artifact] = {}
-    for evaluation in work.parents:
-        seen |= {str(artifact.path): artifact for artifact in lineage(evaluation)}
-    write_report(config.title, networks, [_provenance(artifact) for artifact in seen.values()], work.folder)
+    histories = [lineage(evaluation) for evaluation in work.parents]
+    artifacts = list({artifact.path.resolve(): artifact for history in histories for artifact in history}.values())
+    names = _names(artifacts)
+    # An evaluation has one parent, which comes right before it.
+    networks = [_network_report(history[-1], history[-2], names) for history in histories]
+    write_report(config.title, networks, [_provenance(a, names, STAGES) for a in artifacts], work.folder)
 
 
-def _network_report(evaluation: Artifact) -> NetworkReport:
-    network = lineage(evaluation)[-2]  # an evaluation has one parent
+def _names(artifacts: list[Artifact]) -> dict[Path, str]:
+    """The name of each artifact by its folder, with its run where several runs have an artifact of that name."""
+    uses = Counter(artifact.name for artifact in artifacts)
+    return {
+        artifact.path.resolve(): artifact.name
+        if uses[artifact.name] == 1
+        else f"{artifact.path.resolve().parent.name}/{artifact.name}"
+        for artifact in artifacts
+    }
+
+
+def _network_report(evaluation: Artifact, network: Artifact, names: Mapping[Path, str]) -> NetworkReport:
     if evaluation.manifest.data is None:
         raise ArtifactError(f"{evaluation.path}: the manifest names no data set")
     metrics = read_metrics(evaluation)
@@ -42,7 +60,7 @@ def _network_report(evaluation: Artifact) -> NetworkReport:
     if history is not None and "epoch" in history and history["epoch"].isna().all():
         history = None
     return NetworkReport(
-        label=network.name,
+        label=names[network.path.resolve()],
         kind=network.kind,
         stage=network.manifest.stage,
         dataset=evaluation.manifest.data.name,
@@ -52,10 +70,10 @@ def _network_report(evaluation: Artifact) -> NetworkReport:
     )
 
 
-def _provenance(artifact: Artifact) -> Provenance:
+def _provenance(artifact: Artifact, names: Mapping[Path, str], stages: Mapping[str, Stage]) -> Provenance:
     manifest = artifact.manifest
     return Provenance(
-        name=artifact.name,
+        name=names[artifact.path.resolve()],
         kind=artifact.kind,
         stage=manifest.stage,
         digest=artifact.digest,
@@ -64,9 +82,26 @@ def _provenance(artifact: Artifact) -> Provenance:
         device=manifest.device,
         peak_memory_bytes=manifest.peak_memory_bytes,
         versions=dict(manifest.versions),
-        parents=tuple(parent.name for parent in manifest.parents),
+        parents=tuple(names[(artifact.path.resolve() / parent.path).resolve()] for parent in manifest.parents),
         config=yaml.safe_dump(artifact.config(), sort_keys=False),
+        chosen=_chosen(artifact, stages),
     )
+
+
+def _chosen(artifact: Artifact, stages: Mapping[str, Stage]) -> dict[str, str]:
+    """The settings, as text, whose values are not the defaults that their stage has today."""
+    stage = stages.get(artifact.manifest.stage)
+    fields = stage.config.model_fields if stage is not None else {}
+    defaults = {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in fields.items()
+        if not field.is_required()
+    }
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in artifact.config().items()
+        if name not in defaults or value != defaults[name]
+    }
 
 
 STAGE = Stage(

@@ -1,0 +1,45 @@
+"""What a table of a paper is made from: a published number and what runs gave."""
+
+import statistics
+from dataclasses import dataclass
+
+ANN = "ANN"  # the column of the networks without spikes
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number of a table: what a paper says and what runs gave. Accuracies are in percent."""
+
+    recipe: str  # cifar10-vgg5
+    paper: str  # "hybrid", "STOP"
+    network: str  # VGG5
+    column: str  # "ANN", "conversion, T = 2500", "conversion", "hybrid", "from scratch"
+    dataset: str  # exact name, such as "imagefolder:cifar10-jpeg"; or the one that is missing
+    images: int | None  # training images used
+    timesteps: int | None  # ours; None for an ANN
+    published_timesteps: int | None
+    published: float | None
+    accuracies: tuple[float, ...]  # one a seed; empty: not run
+    test_images: int | None
+    scale: str  # "full", "laptop", "gpu"
+    device: str
+    wall_seconds: float | None  # of the stages this number alone adds, mean over seeds
+    created: str  # date, UTC
+    digests: tuple[str, ...]  # of the evaluation artifacts, one a seed
+    versions: dict[str, str]
+    note: str = ""  # why there is none: "cifar100 is not in DATA: ..."
+
+    @property
+    def mean(self) -> float | None:
+        """Mean accuracy over the seeds; None if it was not run."""
+        return statistics.fmean(self.accuracies) if self.accuracies else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation of the accuracy over the seeds; None for fewer than two."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """Mean accuracy less the published one, in points; None where either is missing."""
+        return None if self.mean is None or self.published is None else self.mean - self.published

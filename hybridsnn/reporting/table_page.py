@@ -1,0 +1,168 @@
+"""Write the page of a whole table: what papers say, and what runs of many recipes gave."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from hybridsnn.errors import ArtifactError
+from hybridsnn.reporting.page import render
+from hybridsnn.reporting.recipe_figure import recipe_figure
+from hybridsnn.reporting.results import ANN, Result
+from hybridsnn.reporting.svg import inline_svg
+
+LAPTOP = "laptop"  # the scale whose numbers no paper can be held to
+
+
+@dataclass(frozen=True)
+class Row:
+    """A result, and how far its mean lies from that of its own ANN, in points; None where one of them is missing."""
+
+    result: Result
+    to_ann: float | None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its difference to the published number says something about the method."""
+        return self.result.scale != LAPTOP
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The results of one recipe, with what its heading says and its figure, if there are curves."""
+
+    name: str
+    anchor: str
+    network: str
+    rows: tuple[Row, ...]
+    figure: Markup | None
+
+    def cell(self, column: str) -> list[Row]:
+        """Its results in a column of the table."""
+        return [row for row in self.rows if row.result.column == column]
+
+    @property
+    def data(self) -> list[str]:
+        """What it learned from and was measured on, one line for each data set it used or lacks."""
+        return _distinct(_data(row.result) for row in self.rows)
+
+    @property
+    def run(self) -> list[Result]:
+        """Those of its results that were run."""
+        return [row.result for row in self.rows if row.result.accuracies]
+
+    @property
+    def scales(self) -> list[str]:
+        """At which scales it was run."""
+        return _distinct(result.scale for result in self.run)
+
+    @property
+    def conditions(self) -> list[str]:
+        """Scale, device and date of its runs, each combination once."""
+        return _distinct(f"{result.scale} scale on {result.device}, {result.created}" for result in self.run)
+
+    @property
+    def spread(self) -> bool:
+        """Whether a number of it comes from several seeds."""
+        return any(result.spread is not None for result in self.run)
+
+    @property
+    def notes(self) -> list[str]:
+        """Why numbers are missing."""
+        return _distinct(row.result.note for row in self.rows if row.result.note)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The part of the table that is held against one paper."""
+
+    name: str
+    anchor: str
+    columns: tuple[str, ...]
+    recipes: tuple[Recipe, ...]
+
+
+def write_table_page(
+    title: str, results: Sequence[Result], curves: Mapping[tuple[str, str], pd.Series], path: Path
+) -> None:
+    """Write one HTML page that needs no other file, no network and no script.
+
+    Args:
+        results: in the order in which they are shown; those of one paper and one recipe are brought together.
+        curves: accuracy in percent indexed by time step, by (recipe, column); may be empty.
+        path: the file to write; its folder is made if missing.
+
+    Raises:
+        ArtifactError: if there is no result.
+    """
+    if not results:
+        raise ArtifactError("table: got no result. Run a recipe with `hybridsnn run` first")
+    recipes = 0
+    papers = []
+    for place, name in enumerate(_distinct(result.paper for result in results), 1):
+        members = [result for result in results if result.paper == name]
+        entries = []
+        for recipe in _distinct(result.recipe for result in members):
+            recipes += 1
+            entries.append(_recipe([r for r in members if r.recipe == recipe], curves, f"recipe-{recipes}"))
+        fullest = sorted(entries, key=lambda entry: -len(entry.rows))  # it has the columns in their order
+        columns = tuple(_distinct(row.result.column for entry in fullest for row in entry.rows))
+        papers.append(Paper(name, f"paper-{place}", columns, tuple(entries)))
+    run = [result for result in results if result.accuracies]
+    page = render(
+        "table.html.jinja",
+        title=title,
+        papers=papers,
+        counts=(len(run), len(results)),
+        scales=_distinct(result.scale for result in run),
+        devices=_distinct(result.device for result in run),
+        dates=sorted({result.created for result in run}),
+        seeds=sorted({len(result.accuracies) for result in run}),
+        versions=_versions(run),
+        laptop=any(result.scale == LAPTOP for result in run),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def _recipe(results: Sequence[Result], curves: Mapping[tuple[str, str], pd.Series], anchor: str) -> Recipe:
+    name = results[0].recipe
+    anns = {result.scale: result.mean for result in results if result.column == ANN}
+    own = {result.column: curves[name, result.column] for result in results if (name, result.column) in curves}
+    figure = recipe_figure(own, next((mean for mean in anns.values() if mean is not None), None))
+    return Recipe(
+        name=name,
+        anchor=anchor,
+        network=", ".join(_distinct(result.network for result in results)),
+        rows=tuple(Row(result, _to_ann(result, anns.get(result.scale))) for result in results),
+        figure=None if figure is None else Markup(inline_svg(figure, anchor, f"{name}: accuracy over time steps")),
+    )
+
+
+def _to_ann(result: Result, ann: float | None) -> float | None:
+    return None if result.column == ANN or ann is None or result.mean is None else result.mean - ann
+
+
+def _data(result: Result) -> str:
+    counts = [
+        f"{count:,} {what}"
+        for count, what in ((result.images, "training images"), (result.test_images, "test images"))
+        if count is not None
+    ]
+    return f"{result.dataset} ({', '.join(counts)})" if counts else result.dataset
+
+
+def _versions(results: Iterable[Result]) -> dict[str, list[str]]:
+    """The versions of each library that the results were made with."""
+    versions: dict[str, list[str]] = {}
+    for result in results:
+        for library, version in result.versions.items():
+            if version not in versions.setdefault(library, []):
+                versions[library].append(version)
+    return versions
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
