@@ -471,7 +471,7 @@ def table_command(
         table.add_row(runs[0], paper, made, missing=missing)
         if output:
             table.write(output)
-            write_table_page(title, table.results, table.curves, output)
+            write_table_page(title, table.results, table.curves, output / "index.html")
     numbers = results_table(table.results)
     _table(list(numbers.columns), as_text(numbers).to_numpy().tolist())
     if output:

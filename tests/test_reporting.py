@@ -273,9 +273,9 @@ def test_headline_is_known():
     (headline,) = headlines([ann(), snn([0.5, 0.985, 0.98]), snn([0.6, 0.7, 0.8], "other")])
     assert headline.data == "digits, test"
     assert headline.sentence == (
-        "convert-max classifies 98.00 % of 360 images correctly in 3 time steps with 200 spikes for each: 1.00 points "
-        "below the ANN (99.00 %). With so many images, one is 0.28 points, and the standard error of this accuracy is "
-        "0.74 points."
+        "The best spiking network, convert-max, classifies 98.00 % of 360 images correctly in 3 time steps with 200 "
+        "spikes for each: 1.00 points below the ANN (99.00 %). With so many images, one is 0.28 points, and the "
+        "standard error of this accuracy is 0.74 points."
     )
     assert [(glance.name, glance.accuracy, glance.best) for glance in headline.glances] == [
         ("ann", "99.00 %", False), ("convert-max", "98.00 %", True), ("other", "80.00 %", False),
@@ -286,11 +286,20 @@ def test_headline_is_known():
     assert headline.glances[2].details == ("convert", "T = 3", "−19.00 points to the ANN", "200 spikes per image")
 
 
+def test_headline_and_table_round_alike():
+    network = snn()
+    whole = (network.evaluation["metric"] == "spikes-per-image") & network.evaluation["layer"].isna()
+    network.evaluation.loc[whole, "value"] = 5171.46
+    (headline,) = headlines([network])
+    (shown,) = as_text(accuracy_table([network]))["spikes / image"]
+    assert f"{shown} spikes per image" in headline.glances[0].details and f" {shown} spikes " in headline.sentence
+
+
 def test_headline_without_spikes_or_ann():
     (alone,) = headlines([ann()])
-    assert alone.sentence.startswith("ann classifies 99.00 % of 360 images correctly. ")
+    assert alone.sentence.startswith("The best network, ann, classifies 99.00 % of 360 images correctly. ")
     (one_step,) = headlines([snn([0.9])])
-    assert one_step.sentence.startswith("convert-max classifies 90.00 % of 360 images correctly in 1 time step with ")
+    assert "convert-max, classifies 90.00 % of 360 images correctly in 1 time step with " in one_step.sentence
     assert "ANN" not in one_step.sentence
 
 

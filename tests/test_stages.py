@@ -296,6 +296,15 @@ def test_the_report_gathers_evaluations(run: Path) -> None:
     for name in ("ann", "converted", "tuned"):
         assert name in page
         assert name in report.file("accuracy.csv").read_text()
+    assert "<dt>width</dt><dd>0.25</dd>" in page and "<dt>momentum</dt>" not in page  # chosen, and a default
+
+
+def test_the_report_tells_networks_of_several_runs_apart(run: Path, tmp_path: Path) -> None:
+    theirs = make(run, "evaluate", of(run, "ann"), name="ann-test")
+    ours = make(tmp_path, "evaluate", make(tmp_path, "train-ann", name="ann", width=0.25, epochs=0), name="ours-test")
+    report = make(tmp_path, "report", theirs, ours)
+    assert pd.read_csv(report.file("accuracy.csv"))["network"].tolist() == [f"{run.name}/ann", f"{tmp_path.name}/ann"]
+    assert ">ours-test</text>" in report.file("index.html").read_text()
 
 
 @pytest.mark.parametrize("method", RULES)

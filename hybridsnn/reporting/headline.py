@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hybridsnn.reporting.measurements import by_step, total
-from hybridsnn.reporting.quantities import signed
+from hybridsnn.reporting.quantities import signed, whole
 from hybridsnn.reporting.records import NetworkReport, evaluation_of
 from hybridsnn.reporting.tables import last_step, reference_accuracy
 
@@ -83,9 +83,10 @@ def _sentence(best: NetworkReport, networks: Sequence[NetworkReport]) -> str:
     images, spikes = (total(best.evaluation, metric) for metric in ("images", "spikes-per-image"))
     steps = last_step(best)
     of_images = f"of {images:,.0f} images" if images == images else "of the images"
-    words = f"{best.label} classifies {accuracy:.2f} % {of_images} correctly"
+    what = "The best spiking network" if best.kind == "snn" else "The best network"
+    words = f"{what}, {best.label}, classifies {accuracy:.2f} % {of_images} correctly"
     words += f" in {_steps(steps)}" if steps is not None else ""
-    words += f" with {spikes:,.0f} spikes for each" if spikes == spikes else ""
+    words += f" with {whole(spikes)} spikes for each" if spikes == spikes else ""
     if reference == reference:
         words += f": {_compared(accuracy - reference)} the ANN ({reference:.2f} %)"
     if images == images:
@@ -116,7 +117,7 @@ def _details(network: NetworkReport, networks: Sequence[NetworkReport]) -> list[
     for metric, words in (("spikes-per-image", "spikes"), ("synaptic-operations", "synaptic operations")):
         count = total(network.evaluation, metric)
         if count == count:
-            details.append(f"{count:,.0f} {words} per image")
+            details.append(f"{whole(count)} {words} per image")
     return details
 
 

@@ -21,6 +21,11 @@ def size(count: int) -> str:
     return f"{value:.1f} GiB"
 
 
+def whole(count: float) -> str:
+    """A count as tables show it: to tenths, as in their files, and then to ones, so that page and file agree."""
+    return f"{round(count, 1):,.0f}"
+
+
 def signed(points: float) -> str:
     """A difference in percentage points, with its sign."""
     return f"{points:+.2f}".replace("-", "−")

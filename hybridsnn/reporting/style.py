@@ -61,7 +61,7 @@ def mark_steps(axes: Axes, longest: int) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def shortened(name: str, length: int = 38) -> str:
+def shortened(name: str, length: int = 34) -> str:
     """The name with its middle left out if it is long: what sets it apart is mostly at its ends."""
     half = length // 2
     return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"

@@ -13,7 +13,7 @@ from hybridsnn.reporting.recipe_figure import recipe_figure
 from hybridsnn.reporting.results import ANN, Result
 from hybridsnn.reporting.svg import inline_svg
 
-LAPTOP = "laptop"  # the scale whose numbers no paper can be held to
+FULL = "full"  # the scale at which a paper can be held against a number
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
     @property
     def comparable(self) -> bool:
         """Whether its difference to the published number says something about the method."""
-        return self.result.scale != LAPTOP
+        return self.result.scale == FULL
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,26 @@ class Recipe:
     def data(self) -> list[str]:
         """What it learned from and was measured on, one line for each data set it used or lacks."""
         return _distinct(_data(row.result) for row in self.rows)
+
+    @property
+    def run(self) -> list[Result]:
+        """Those of its results that were run."""
+        return [row.result for row in self.rows if row.result.accuracies]
+
+    @property
+    def scales(self) -> list[str]:
+        """At which scales it was run."""
+        return _distinct(result.scale for result in self.run)
+
+    @property
+    def conditions(self) -> list[str]:
+        """Scale, device and date of its runs, each combination once."""
+        return _distinct(f"{result.scale} scale on {result.device}, {result.created}" for result in self.run)
+
+    @property
+    def spread(self) -> bool:
+        """Whether a number of it comes from several seeds."""
+        return any(result.spread is not None for result in self.run)
 
     @property
     def notes(self) -> list[str]:
@@ -87,7 +107,8 @@ def write_table_page(
         for recipe in _distinct(result.recipe for result in members):
             recipes += 1
             entries.append(_recipe([r for r in members if r.recipe == recipe], curves, f"recipe-{recipes}"))
-        columns = tuple(_distinct(result.column for result in members))
+        fullest = sorted(entries, key=lambda entry: -len(entry.rows))  # it has the columns in their order
+        columns = tuple(_distinct(row.result.column for entry in fullest for row in entry.rows))
         papers.append(Paper(name, f"paper-{place}", columns, tuple(entries)))
     run = [result for result in results if result.accuracies]
     page = render(
@@ -100,7 +121,7 @@ def write_table_page(
         dates=sorted({result.created for result in run}),
         seeds=sorted({len(result.accuracies) for result in run}),
         versions=_versions(run),
-        laptop=any(result.scale == LAPTOP for result in run),
+        smaller=sorted({result.scale for result in run} - {FULL}),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
