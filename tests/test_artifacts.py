@@ -196,7 +196,7 @@ def test_an_interrupted_stage_leaves_its_scratch_and_resumes(tmp_path: Path, mon
         with pytest.raises(KeyboardInterrupt):
             execute(stage, config, (), tmp_path, environment)
     scratch = scratch_folder(tmp_path, key)
-    assert set(snapshot(tmp_path)) == {scratch.name, f"{scratch.name}/epochs.json"}
+    assert set(snapshot(tmp_path)) == {scratch.name, f"{scratch.name}/epochs.json", f"{scratch.name}/seconds.txt"}
     monkeypatch.delenv("TOY_INTERRUPT_AT")
     assert execute(stage, config, (), tmp_path, environment)[1]
     assert not scratch.exists()

@@ -10,6 +10,7 @@ from hybridsnn.artifacts import Artifact
 from hybridsnn.errors import ConfigError
 from hybridsnn.pipeline import plan, run
 from hybridsnn.recipes import Recipe, load_recipe
+from hybridsnn.stages import base
 from hybridsnn.stages.base import Environment
 
 DEMO = """
@@ -177,6 +178,21 @@ def test_a_run_that_was_interrupted_resumes(tmp_path: Path, monkeypatch: pytest.
     run(demo, folder, Environment(), on_step=lambda planned: seen.append(planned.status))
     assert seen == ["interrupted", *["to do"] * 5]
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
+
+
+def test_the_time_of_a_resumed_step_is_that_of_all_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 100.0, 1000.0, 1007.0])
+    monkeypatch.setattr(base.time, "perf_counter", lambda: next(ticks))
+    step = recipe(tmp_path).steps[0]
+
+    def train() -> Artifact:
+        return base.execute(step.stage, step.config, (), tmp_path / "run", Environment())[0]
+
+    monkeypatch.setenv("TOY_INTERRUPT_AT", "1")
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    monkeypatch.delenv("TOY_INTERRUPT_AT")
+    assert train().manifest.wall_seconds == 107
 
 
 # Knobs, scales and files below files.

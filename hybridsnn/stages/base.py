@@ -28,6 +28,8 @@ from hybridsnn.errors import ArtifactError, OutOfTimeError
 
 Item = TypeVar("Item")
 
+SPENT = "seconds.txt"  # in a scratch folder
+
 
 class Progress(Protocol):
     """How a stage tells what it is doing."""
@@ -189,10 +191,11 @@ def execute(
         if fresh:
             shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(exist_ok=True)
+        spent = _seconds_in(scratch)
+        started = time.perf_counter()
         try:
             with Draft.begin(run_folder, name, key) as draft:
                 work = Work(config, parents, draft.path, scratch, environment)
-                started = time.perf_counter()
                 stage.run(work)
                 (draft.path / CONFIG).write_text(to_yaml(config), encoding="utf-8")
                 artifact = draft.commit(
@@ -202,17 +205,26 @@ def execute(
                     parents=parents,
                     data=work.data,
                     device=work.device,
-                    wall_seconds=time.perf_counter() - started,
+                    wall_seconds=spent + time.perf_counter() - started,
                     peak_memory_bytes=_peak_memory(work.device),
                 )
         except BaseException as error:
-            with suppress(OSError):
-                scratch.rmdir()  # an empty one has nothing to resume
+            if any(file.name != SPENT for file in scratch.iterdir()):
+                (scratch / SPENT).write_text(f"{spent + time.perf_counter() - started}\n", encoding="utf-8")
+            else:
+                shutil.rmtree(scratch, ignore_errors=True)  # nothing to resume
             if isinstance(error, OutOfTimeError):
                 raise OutOfTimeError(f"{name}: {error}") from None
             raise
         shutil.rmtree(scratch, ignore_errors=True)
         return artifact, True
+
+
+def _seconds_in(scratch: Path) -> float:
+    """What stopped processes spent on what there is to resume; one that was killed could not say."""
+    with suppress(OSError, ValueError):
+        return float((scratch / SPENT).read_text(encoding="utf-8"))
+    return 0.0
 
 
 def _check_parents(stage: Stage, parents: tuple[Artifact, ...]) -> None:
