@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cli import fail, succeed
 from torch import Tensor, nn
@@ -29,8 +31,10 @@ from hybridsnn.errors import ArtifactError, ConfigError
 from hybridsnn.learning import OPTIMISERS, RULES
 from hybridsnn.model import SpikingModel
 from hybridsnn.stages import STAGES, convert, finetune, train_ann
-from hybridsnn.stages.base import Environment, execute
+from hybridsnn.stages.base import Environment, Work, execute
+from hybridsnn.stages.images import open_again, open_new
 from hybridsnn.stages.networks import COLUMNS, METRICS, MODEL, WEIGHTS, ModelDescription, load_network
+from hybridsnn.stages.train_ann import TrainConfig
 
 ANN = {"width": 0.25, "batch_norm": True, "augmentation": "none", "epochs": 4}  # half a second, 94 %
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process, for the same sums
@@ -404,6 +408,42 @@ def test_a_batch_may_hold_all_images(tmp_path: Path) -> None:
     assert len(accuracies(make(tmp_path, "evaluate", ann, batch_size=10_000))) == 1
 
 
+def test_part_of_the_images_serves_for_training_and_part_for_measuring(tmp_path: Path) -> None:
+    """Of each class its share; every stage takes the same part."""
+    config = resolve(TrainConfig, {"images": 200, "validation": 0.25, "seed": 3}, "train-ann")
+    pictures = open_new(config, Work(config, (), tmp_path, tmp_path, Environment()))
+    training, validation = pictures.training(10, 0).positions, pictures.measuring("validation", 10).positions
+    assert (len(training), len(validation)) == (150, 50)
+    assert not set(training.tolist()) & set(validation.tolist())
+    counts = pictures.data.train.labels[torch.cat([training, validation])].bincount()
+    whole = pictures.data.train.labels.bincount()
+    assert ((counts - 200 * whole / whole.sum()).abs() < 1).all()
+    ann = make(tmp_path, "train-ann", width=0.25, epochs=1, images=200, batch_size=150, validation=0.25, seed=3)
+    again = open_again(load_network(ann)[1].images, Work(config, (ann,), tmp_path, tmp_path, Environment()))
+    assert torch.equal(again.training(10, 0).positions, training)
+    few = metrics(make(tmp_path, "evaluate", ann, images=50))
+    assert few.loc[few["metric"] == "images", "value"].tolist() == [50]
+
+
+def test_a_folder_of_pictures_lies_inside_data(tmp_path: Path) -> None:
+    """Its name identifies the result, whatever lies around it."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "data" / "mine" / place).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(pixels + 10 * number).save(tmp_path / "data" / "mine" / place / f"{number}.png")
+    settings = {"dataset": "imagefolder", "validation": 0.25, "folder": "mine"}
+    config = resolve(TrainConfig, settings, "train-ann")
+    environment = Environment(data=tmp_path / "data")
+    work = Work(config, (), tmp_path, tmp_path, environment)
+    pictures = open_new(config, work)
+    assert work.data is not None and work.data[0] == "imagefolder:mine"
+    assert open_again(pictures.description, work).data is pictures.data  # opened once in a command
+    stage = STAGES["train-ann"]
+    moved = Environment(data=tmp_path / "elsewhere")
+    assert stage.key(config, (), environment) == stage.key(config, (), moved)
+
+
 # The same again.
 
 
@@ -756,6 +796,11 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
         ("train-ann --validation 0.9999", "which keeps back 1438 of 1438 training images"),
         ("train-ann --width 0.25 --learning-rate 1e30", "learning_rate: the loss is nan in epoch 1"),
         ("train-ann --batch-size 0", "train-ann.batch_size: got 0"),
+        ("train-ann --images 0", "train-ann.images: got 0"),
+        ("train-ann --images 2000", "images: got 2000, but 'digits' has 1438; give at most as many"),
+        ("evaluate --images 2000", "images: got 2000, but the test split has 359; give at most as many"),
+        ("train-ann --folder x", "train-ann.folder: got 'x', must be left unset for 'digits', which has its own place"),
+        ("train-ann --dataset imagefolder --folder x --data nowhere", "nowhere/x"),
         ("train-ann --optimizer sdg", "Did you mean 'sgd'?"),
         ("train-ann --schedule cosin", "Did you mean 'cosine'?"),
         ("train-ann --augmentation shif", "Did you mean 'shift'?"),

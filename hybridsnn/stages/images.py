@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -166,8 +166,10 @@ def open_new(settings: ImageSettings, work: Work) -> Pictures:
         DataError: if the data set is missing or has another number of channels than its normalisation.
     """
     entry = DATASETS[settings.dataset]
-    frames, binning = settings.event_frames, settings.event_binning
-    data = _load(settings.dataset, settings.folder, settings.image_size, frames, binning, work)
+    asked = _Asked(
+        settings.dataset, settings.folder, settings.image_size, settings.event_frames, settings.event_binning
+    )
+    data = _load(asked, work)
     total = min(len(data.train), settings.images or len(data.train))
     kept_back = round(settings.validation * total)
     if kept_back == total or (settings.validation and not kept_back):
@@ -197,6 +199,7 @@ def open_new(settings: ImageSettings, work: Work) -> Pictures:
         folder=settings.folder,
         count=settings.images,
     )
+    work.environment.opened[_Asked.again(description)] = data
     return Pictures(data, description)
 
 
@@ -206,9 +209,7 @@ def open_again(description: ImageDescription, work: Work) -> Pictures:
     Raises:
         ArtifactError: if its content is no longer the same.
     """
-    events = description.events
-    frames, binning = (events.frames, events.binning) if events else (None, None)
-    data = _load(description.dataset, description.folder, description.image_size, frames, binning, work)
+    data = _load(_Asked.again(description), work)
     for artifact in _ancestors(work):
         mark = artifact.manifest.data
         if mark is not None and mark.fingerprint != data.fingerprint:
@@ -220,23 +221,36 @@ def open_again(description: ImageDescription, work: Work) -> Pictures:
     return Pictures(data, description)
 
 
-def _load(
-    dataset: str, inside: str | None, size: int | None, frames: int | None, binning: str | None, work: Work
-) -> ImageData:
+class _Asked(NamedTuple):
+    """Which data set, in which folder inside that of the environment, and how its pictures are stored."""
+
+    dataset: str
+    folder: str | None
+    size: int | None
+    frames: int | None
+    binning: str | None
+
+    @classmethod
+    def again(cls, description: ImageDescription) -> "_Asked":
+        events = description.events
+        frames, binning = (events.frames, events.binning) if events else (None, None)
+        return cls(description.dataset, description.folder, description.image_size, frames, binning)
+
+
+def _load(asked: _Asked, work: Work) -> ImageData:
     environment = work.environment
-    folder: Path | None = environment.data
-    if inside is not None:
-        folder = (folder or default_folder()) / inside
-    asked = (dataset, folder, size, frames, binning)
     if asked not in environment.opened:
         environment.opened.clear()  # one data set at a time stays in memory
+        folder: Path | None = environment.data
+        if asked.folder is not None:
+            folder = (folder or default_folder()) / asked.folder
         environment.opened[asked] = load(
-            dataset,
+            asked.dataset,
             folder=folder,
             download=environment.download,
-            size=size,
-            event_frames=frames,
-            event_binning=binning,
+            size=asked.size,
+            event_frames=asked.frames,
+            event_binning=asked.binning,
             say=environment.progress.say,
         )
     data: ImageData = environment.opened[asked]
