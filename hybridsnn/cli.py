@@ -56,6 +56,13 @@ REGISTRIES: dict[str, tuple[str, str]] = {
 }
 
 
+# Of a table of results, in a terminal.
+SHOWN = (
+    "recipe", "column", "published (%)", "ours (%)", "± (%)", "difference (points)", "T", "T published", "seeds",
+    "data set", "wall time (s)", "note",
+)  # fmt: skip
+
+
 def main() -> None:
     """The `hybridsnn` command."""
     command_line(prog_name="hybridsnn")
@@ -472,7 +479,7 @@ def table_command(
         if output:
             table.write(output)
             write_table_page(title, table.results, table.curves, output / "index.html")
-    numbers = results_table(table.results)
+    numbers = results_table(table.results)[[*SHOWN]]
     _table(list(numbers.columns), as_text(numbers).to_numpy().tolist())
     if output:
         click.echo(f"{output / 'index.html'}")

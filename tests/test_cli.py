@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from test_pipeline import DEMO, NAMES
+from test_pipeline import ABOVE, DEMO, NAMES, SHARED
 from toy_stages import TOYS, snapshot
 
 import hybridsnn.stages
@@ -51,7 +51,7 @@ def test_help_and_version() -> None:
     text = succeed("--help")
     assert text == succeed()
     assert "hybridsnn finetune --method stdb" in text
-    for name in [*STAGE_HELP, "run", "show", "list"]:
+    for name in [*STAGE_HELP, "run", "table", "results", "show", "list"]:
         assert f"\n  {name} " in text
 
 
@@ -210,6 +210,45 @@ def test_a_recipe_from_plan_to_table(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
     assert "changed: epochs" in succeed("run", "demo.yaml", "--plan", "--set", "ann.epochs=9")
     assert "checkpoints/other/ann" in succeed("run", "demo.yaml", "--run", "other")
+
+
+MISSING = """
+name: missing
+knobs: {seed: 0}
+row: {paper: toys, network: other, columns: {test: a toy}, published: {test: 99.0}}
+stages:
+  ann:  {stage: train-ann, dataset: mnist, network: lenet5, epochs: 0, seed: $seed}
+  test: {stage: evaluate, from: ann}
+"""
+
+
+def test_a_table_with_a_row_that_lacks_its_data(tmp_path: Path) -> None:
+    Path("shared.yaml").write_text(SHARED)
+    Path("above.yaml").write_text(ABOVE)
+    Path("missing.yaml").write_text(MISSING.replace("knobs", "scales: {small: {}}\nknobs"))
+    command = (
+        "table", "above.yaml", "missing.yaml", "--scale", "small", "--seeds", "2", "--output", "results/toys",
+        "--data", str(tmp_path / "nowhere"),
+    )  # fmt: skip
+    printed = succeed(*command)
+    assert {path.name for path in Path("checkpoints").iterdir()} >= {"above-small", "above-small-seed1"}
+    assert "87.50" in printed and "+37.50" in printed and "the data set was not there" in printed
+    assert {path.name for path in Path("results/toys").iterdir()} == {"index.html", "results.csv", "evidence.json"}
+    written = snapshot(Path("results"))
+    assert succeed(*command).count("is current, nothing to do") == 4
+    assert snapshot(Path("results")) == written
+    assert "2 numbers traced; results/README.md" in succeed("results", "results")
+    page = Path("results/README.md").read_text()
+    assert page.count("87.50") == 1 and "mnist" in page
+    Path("results/toys/results.csv").write_text(Path("results/toys/results.csv").read_text().replace("87.5", "97.5"))
+    assert "got 97.5 %" in fail("results", "results")
+    assert Path("results/README.md").read_text() == page
+
+
+def test_what_is_no_table(tmp_path: Path) -> None:
+    Path("demo.yaml").write_text(DEMO)
+    assert "demo.yaml: is no row of a table" in fail("table", "demo.yaml")
+    assert "holds no tables" in fail("results", str(tmp_path))
 
 
 def test_the_demo_and_nothing_the_second_time(tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ def reference_accuracy(network: NetworkReport, networks: Sequence[NetworkReport]
 
 
 def results_table(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per result: what the paper has and what runs gave; accuracies in %, differences in points."""
+    """One row per result: what the paper has and what runs gave; accuracies in %, differences in points.
+
+    `evaluation` is the beginning of the digest of each seed's.
+    """
     rows = [
         {
             "paper": result.paper,
@@ -108,6 +111,7 @@ def results_table(results: Sequence[Result]) -> pd.DataFrame:
             "scale": result.scale,
             "device": result.device,
             "wall time (s)": result.wall_seconds,
+            "evaluation": ", ".join(digest[:12] for digest in result.digests) or None,
             "note": result.note or None,
         }
         for result in results
