@@ -25,12 +25,14 @@ class Row(StageConfig):
         network: what the paper calls it.
         columns: what the table calls the network that a step evaluates, by step.
         published: top-1 accuracy in percent, by step.
+        published_timesteps: whether the recipe at full scale has the paper's T; where that is not known, it has not.
     """
 
     paper: str
     network: str
     columns: dict[str, str] = Field(min_length=1)
     published: dict[str, float] = Field(default_factory=dict)
+    published_timesteps: bool = False
 
 
 class RecipeFile(StageConfig):

@@ -140,6 +140,7 @@ def _result(
     last = made[-1].manifest if made else None
     first = recipe.before(step)[0].config
     named = "/".join(filter(None, (getattr(first, "dataset", ""), getattr(first, "folder", None))))
+    of_paper = next(other for other in paper.steps if other.name == step.name)
     return Result(
         recipe=recipe.name,
         paper=row.paper,
@@ -148,7 +149,7 @@ def _result(
         dataset=last.data.name if last and last.data else named,
         images=getattr(first, "images", None),
         timesteps=_timesteps(recipe, step),
-        published_timesteps=_timesteps(paper, next(other for other in paper.steps if other.name == step.name)),
+        published_timesteps=_timesteps(paper, of_paper) if row.published_timesteps else None,
         published=row.published.get(step.name),
         accuracies=tuple(round(_accuracy(one), DIGITS) for one in metrics),
         test_images=_count(total(metrics[0], "images")) if metrics else None,
