@@ -13,8 +13,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from hybridsnn.artifacts import CONFIG, MANIFEST, Artifact, Manifest, lineage
-from hybridsnn.config import hash_of
+from hybridsnn.artifacts import CONFIG, MANIFEST, Artifact, Manifest, lineage, sha256_of
 from hybridsnn.errors import ArtifactError
 from hybridsnn.recipes import Recipe, Row, Step
 from hybridsnn.reporting.measurements import by_step, total
@@ -25,7 +24,7 @@ from hybridsnn.stages.networks import METRICS
 RESULTS, EVIDENCE = "results.csv", "evidence.json"
 KEPT = (MANIFEST, CONFIG, METRICS)  # of an artifact, as evidence; weights are too large
 
-Evidence = dict[str, dict[str, str]]  # digest -> name -> text
+Evidence = dict[str, dict[str, str]]  # sha256 of a manifest -> name -> text
 Curves = dict[tuple[str, str], pd.Series]  # (recipe, column) -> accuracy in percent by step
 
 
@@ -60,7 +59,8 @@ class Table:
             for artifact in run.values():
                 if artifact.kind == "evaluation":
                     for ancestor in lineage(artifact):
-                        self.evidence[ancestor.digest] = _kept(ancestor)
+                        texts = _kept(ancestor)
+                        self.evidence[_sha256(texts[MANIFEST])] = texts
 
     @property
     def curves(self) -> Curves:
@@ -109,20 +109,16 @@ class Table:
             raise ArtifactError(f"{where}: got {accuracy} %, but {digest[:12]} measured {measured} %; make it again")
         pending = list(manifest.parents)
         while pending:
-            parent = pending.pop()
-            above = self._manifest(parent.digest, where)
-            if _sha256(self.evidence[parent.digest][MANIFEST]) != parent.manifest_sha256:
-                raise ArtifactError(f"{where}: the manifest of {parent.name} is not the one it was made from")
-            pending += above.parents
+            pending += self._manifest(pending.pop().manifest_sha256, where).parents
 
     def _manifest(self, digest: str, where: str) -> Manifest:
-        """Of the artifact with this digest, which its texts must have."""
+        """The manifest with this hash, which has those of the other files."""
         texts = self.evidence.get(digest)
         if texts is None:
             raise ArtifactError(f"{where}: the artifact {digest[:12]} is not in {EVIDENCE}; make the table again")
+        if _sha256(texts[MANIFEST]) != digest:
+            raise ArtifactError(f"{where}: {MANIFEST} of {digest[:12]} was changed; make the table again")
         manifest = Manifest.model_validate_json(texts[MANIFEST])
-        if hash_of({"kind": manifest.kind, "files": manifest.files}) != digest:
-            raise ArtifactError(f"{where}: the manifest of {digest[:12]} was changed; make the table again")
         for name, text in texts.items():
             if name != MANIFEST and _sha256(text) != manifest.files.get(name):
                 raise ArtifactError(f"{where}: {name} of {digest[:12]} was changed; make the table again")
@@ -140,6 +136,7 @@ def _result(
     last = made[-1].manifest if made else None
     first = recipe.before(step)[0].config
     named = "/".join(filter(None, (getattr(first, "dataset", ""), getattr(first, "folder", None))))
+    published = row.published.get(step.name)
     of_paper = next(other for other in paper.steps if other.name == step.name)
     return Result(
         recipe=recipe.name,
@@ -149,18 +146,31 @@ def _result(
         dataset=last.data.name if last and last.data else named,
         images=getattr(first, "images", None),
         timesteps=_timesteps(recipe, step),
-        published_timesteps=_timesteps(paper, of_paper) if row.published_timesteps else None,
-        published=row.published.get(step.name),
+        published_timesteps=_timesteps(paper, of_paper) if published is not None and row.published_timesteps else None,
+        published=published,
         accuracies=tuple(round(_accuracy(one), DIGITS) for one in metrics),
         test_images=_count(total(metrics[0], "images")) if metrics else None,
         scale=recipe.scale,
         device=last.device if last else "",
         wall_seconds=round(statistics.fmean(seconds), 1) if seconds else None,
         created=f"{last.created:%Y-%m-%d}" if last else "",
-        digests=tuple(artifact.digest for artifact in made),
+        digests=tuple(sha256_of(artifact.path / MANIFEST) for artifact in made),
         versions=dict(last.versions) if last else {},
-        note="" if made else "the data set was not there" if missing else "not run yet",
+        note=_note(made, missing),
     )
+
+
+def _note(made: Sequence[Artifact], missing: bool) -> str:
+    if not made:
+        return "the data set was not there" if missing else "not run yet"
+    trained = [
+        network for artifact in made for network in lineage(artifact)[-2:-1] if METRICS in network.manifest.files
+    ]
+    if any(
+        total(_metrics(network.file(METRICS).read_text(encoding="utf-8")), "kept-epoch") == 0 for network in trained
+    ):
+        return "no epoch was better on the validation images than the start"
+    return ""
 
 
 def _timesteps(recipe: Recipe, step: Step) -> int | None:

@@ -25,9 +25,9 @@ class Result:
     device: str
     wall_seconds: float | None  # of the stages this number alone adds, mean over seeds
     created: str  # date, UTC
-    digests: tuple[str, ...]  # of the evaluation artifacts, one a seed
+    digests: tuple[str, ...]  # sha256 of the manifests of the evaluations, one a seed
     versions: dict[str, str]
-    note: str = ""  # why there is none: "cifar100 is not in DATA: ..."
+    note: str = ""  # why there is none, or what else is to be known
 
     @property
     def mean(self) -> float | None:
