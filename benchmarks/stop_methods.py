@@ -16,6 +16,7 @@ from timing import in_turns
 
 from hybridsnn import pipeline
 from hybridsnn.artifacts import Artifact
+from hybridsnn.recipes import load_recipe
 from hybridsnn.stages.base import Environment
 from hybridsnn.stages.networks import load_network, read_metrics
 
@@ -25,7 +26,7 @@ METHODS = ("stop-w", "stop-wt", "stop-wl", "stop-wtl", "stbp")
 def run(recipe: Path, method: str, seed: int, arguments: argparse.Namespace) -> dict[str, Artifact]:
     """The artifacts of one run, by the name of their step."""
     overrides = [f"tuned.method={method}", *arguments.set]
-    loaded = pipeline.load_recipe(recipe, [*overrides, f"tuned.seed={seed}", f"untrained.seed={seed}"])
+    loaded = load_recipe(recipe, [*overrides, f"tuned.seed={seed}", f"untrained.seed={seed}"])
     artifacts: dict[str, Artifact] = {}
     pipeline.run(
         loaded,

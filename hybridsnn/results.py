@@ -163,12 +163,9 @@ def _result(
 def _note(made: Sequence[Artifact], missing: bool) -> str:
     if not made:
         return "the data set was not there" if missing else "not run yet"
-    trained = [
-        network for artifact in made for network in lineage(artifact)[-2:-1] if METRICS in network.manifest.files
-    ]
-    if any(
-        total(_metrics(network.file(METRICS).read_text(encoding="utf-8")), "kept-epoch") == 0 for network in trained
-    ):
+    networks = [network for artifact in made for network in lineage(artifact)[-2:-1]]
+    histories = [network.file(METRICS) for network in networks if METRICS in network.manifest.files]
+    if any(total(_metrics(history.read_text(encoding="utf-8")), "kept-epoch") == 0 for history in histories):
         return "no epoch was better on the validation images than the start"
     return ""
 

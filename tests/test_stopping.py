@@ -29,6 +29,7 @@ from hybridsnn.errors import ArtifactError, OutOfTimeError
 from hybridsnn.learning import RULES, BackPropagation, Optimisation, Options, OwnRate, fit, loop, seed_of
 from hybridsnn.learning.checkpoint import FILE, TrainingState
 from hybridsnn.metrics import evaluate_ann, evaluate_snn
+from hybridsnn.recipes import load_recipe
 from hybridsnn.stages import STAGES
 from hybridsnn.stages.base import Environment, Silent, execute
 from hybridsnn.surrogates import SURROGATES
@@ -257,7 +258,7 @@ def weights(run: Path) -> dict[str, str]:
 def test_a_recipe_stops_between_steps(tmp_path: Path) -> None:
     """A step that is made is kept, whatever the time."""
     (tmp_path / "short.yaml").write_text(RECIPE)
-    recipe = pipeline.load_recipe(tmp_path / "short.yaml", ["ann.epochs=1"])
+    recipe = load_recipe(tmp_path / "short.yaml", ["ann.epochs=1"])
     done: list[str] = []
 
     class Listener(Silent):
@@ -293,7 +294,7 @@ def test_another_process_elsewhere_ends_with_the_same_weights(tmp_path: Path) ->
     resumed = run("there")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming in epoch 1 of 2, after batch " in resumed.stderr
-    recipe = pipeline.load_recipe(tmp_path / "short.yaml")
+    recipe = load_recipe(tmp_path / "short.yaml")
     pipeline.run(recipe, tmp_path / "whole", Environment("cpu"))
     expected = weights(tmp_path / "whole")
     assert expected.keys() == {"ann", "converted", "tuned"}

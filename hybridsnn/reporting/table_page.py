@@ -70,8 +70,9 @@ class Recipe:
 
     @property
     def notes(self) -> list[str]:
-        """Why numbers are missing."""
-        return _distinct(row.result.note for row in self.rows if row.result.note)
+        """Why numbers are missing, and what else is to be known of one."""
+        noted = [row.result for row in self.rows if row.result.note]
+        return _distinct(f"{result.column}: {result.note}" if result.accuracies else result.note for result in noted)
 
 
 @dataclass(frozen=True)
