@@ -439,8 +439,8 @@ def table_command(
 ) -> None:
     """Run recipes and set what they gave beside what their papers say.
 
-    A recipe whose data set is missing becomes a row that says so. The page and the numbers are written after every
-    recipe, so what is done is there whatever happens to the rest.
+    A recipe whose data set is missing becomes a row that says so. The numbers are written after every recipe, so
+    what is done is there whatever happens to the rest; the page comes last.
 
     \b
     Example:
@@ -478,7 +478,8 @@ def table_command(
         table.add_row(runs[0], paper, made, missing=missing)
         if output:
             table.write(output)
-            write_table_page(title, table.results, table.curves, output / "index.html")
+    if output:
+        write_table_page(title, table.results, table.curves, output / "index.html")
     numbers = results_table(table.results)[[*SHOWN]]
     _table(list(numbers.columns), as_text(numbers).to_numpy().tolist())
     if output:

@@ -17,7 +17,7 @@ FULL = "full"  # the scale at which a paper can be held against a number
 
 
 @dataclass(frozen=True)
-class Row:
+class Number:
     """A result, and how far its mean lies from that of its own ANN, in points; None where one of them is missing."""
 
     result: Result
@@ -30,16 +30,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Entry:
     """The results of one recipe, with what its heading says and its figure, if there are curves."""
 
     name: str
     anchor: str
     network: str
-    rows: tuple[Row, ...]
+    rows: tuple[Number, ...]
     figure: Markup | None
 
-    def cell(self, column: str) -> list[Row]:
+    def cell(self, column: str) -> list[Number]:
         """Its results in a column of the table."""
         return [row for row in self.rows if row.result.column == column]
 
@@ -82,7 +82,7 @@ class Paper:
     name: str
     anchor: str
     columns: tuple[str, ...]
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[Entry, ...]
 
 
 def write_table_page(
@@ -128,16 +128,16 @@ def write_table_page(
     path.write_text(page, encoding="utf-8")
 
 
-def _recipe(results: Sequence[Result], curves: Mapping[tuple[str, str], pd.Series], anchor: str) -> Recipe:
+def _recipe(results: Sequence[Result], curves: Mapping[tuple[str, str], pd.Series], anchor: str) -> Entry:
     name = results[0].recipe
     anns = {result.scale: result.mean for result in results if result.column == ANN}
     own = {result.column: curves[name, result.column] for result in results if (name, result.column) in curves}
     figure = recipe_figure(own, next((mean for mean in anns.values() if mean is not None), None))
-    return Recipe(
+    return Entry(
         name=name,
         anchor=anchor,
         network=", ".join(_distinct(result.network for result in results)),
-        rows=tuple(Row(result, _to_ann(result, anns.get(result.scale))) for result in results),
+        rows=tuple(Number(result, _to_ann(result, anns.get(result.scale))) for result in results),
         figure=None if figure is None else Markup(inline_svg(figure, anchor, f"{name}: accuracy over time steps")),
     )
 
