@@ -12,9 +12,8 @@ steps with a probability of at most 1 - P, whatever the network and the data. No
 """
 
 import math
-from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from hybridsnn.batch import Batch
 from hybridsnn.errors import ConfigError
 from hybridsnn.model import ModelState, SpikingModel
+from hybridsnn.passes import Measurement, Rows
 
 # Time steps simulated before images that have left are taken out of the batch; they may leave at each of them. A longer
 # chunk simulates more steps of images that have left, a shorter one repeats more often what does not depend on its
@@ -88,16 +88,9 @@ def margin_bound(misleading: Tensor, confidence: float) -> float:
     return float(misleading.sort(descending=True).values[rank - 1])
 
 
-@torch.no_grad()
-def calibrate(
-    model: SpikingModel,
-    batches: Iterable[Batch],
-    device: torch.device,
-    *,
-    confidence: float,
-    timesteps: int,
-    seed: int,
-) -> float:
+def exit_margin(
+    model: SpikingModel, device: torch.device, *, confidence: float, timesteps: int, seed: int
+) -> Measurement[float]:
     """The margin above which images may leave, from a full run over images that are not those to be measured.
 
     Args:
@@ -106,11 +99,12 @@ def calibrate(
         seed: of random spikes.
 
     Raises:
-        ConfigError: if there are fewer than `images_needed`.
+        ConfigError: of the result, if there are fewer images than `images_needed`.
     """
-    model.eval()
-    misleading = []
-    for batch in batches:
+
+    @torch.no_grad()
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        model.eval()
         pictures = batch.images.to(device)
         state: ModelState | None = None
         margins, answers = [], []
@@ -119,8 +113,9 @@ def calibrate(
             outputs, state = model(frames, state)
             margins.append(margins_of(outputs))
             answers.append(outputs.argmax(2))
-        misleading.append(misleading_margins(torch.cat(margins), torch.cat(answers)).cpu())
-    return margin_bound(torch.cat(misleading), confidence)
+        return {"misleading": misleading_margins(torch.cat(margins), torch.cat(answers)).cpu()}
+
+    return Measurement(of_batch, lambda measured: margin_bound(measured["misleading"], confidence))
 
 
 @torch.no_grad()
@@ -132,7 +127,7 @@ def answer_early(
     Args:
         images: normalised, `[B, C, H, W]`; of events `[B, T, C, H, W]`; on the device of the model.
         indices: which image each one is, int64 `[B]`, for random spikes.
-        margin: the bound, see `calibrate`.
+        margin: the bound, see `exit_margin`.
         timesteps: T, at which all that are left leave.
         seed: of random spikes.
     """
@@ -168,9 +163,9 @@ def answer_early(
     return answers
 
 
-def evaluate_early(
-    model: SpikingModel, batches: Iterable[Batch], device: torch.device, *, margin: float, timesteps: int, seed: int
-) -> list[dict[str, Any]]:
+def early_accuracy(
+    model: SpikingModel, device: torch.device, *, margin: float, timesteps: int, seed: int
+) -> Measurement[Rows]:
     """What images that leave early are answered, and what it takes.
 
     Args:
@@ -181,28 +176,32 @@ def evaluate_early(
         `exit-mean-steps` they took, `exit-spikes-per-image` until then, `exit-margin`, and of each step 1..T
         `exit-share`, the share of the images that had left after it.
     """
-    correct, spikes = 0, 0.0
-    exits = torch.zeros(timesteps + 1, dtype=torch.int64)  # at each step
-    for batch in batches:
-        answers = answer_early(
-            model, batch.images.to(device), batch.indices, margin=margin, timesteps=timesteps, seed=seed
-        )
-        correct += int((answers.classes.cpu() == batch.labels).sum())
-        spikes += float(answers.spikes.sum())
-        exits += answers.steps.cpu().bincount(minlength=timesteps + 1)
-    images = int(exits.sum())
-    mean_steps = float((exits * torch.arange(timesteps + 1)).sum()) / images
-    return [
-        {"metric": "exit-accuracy", "value": correct / images},
-        {"metric": "exit-mean-steps", "value": mean_steps},
-        {"metric": "exit-spikes-per-image", "value": spikes / images},
-        {"metric": "exit-margin", "value": margin},
-        *(
-            {"step": step, "metric": "exit-share", "value": left / images}
-            for step, left in enumerate(exits.cumsum(0).tolist())
-            if step
-        ),
-    ]
+
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        images = batch.images.to(device)
+        answers = answer_early(model, images, batch.indices, margin=margin, timesteps=timesteps, seed=seed)
+        return {
+            "correct": answers.classes.cpu() == batch.labels,
+            "steps": answers.steps.cpu(),
+            "spikes": answers.spikes.cpu(),
+        }
+
+    def result(measured: dict[str, Tensor]) -> Rows:
+        left = measured["steps"].bincount(minlength=timesteps + 1)  # at each step
+        images = len(measured["steps"])
+        return [
+            {"metric": "exit-accuracy", "value": int(measured["correct"].sum()) / images},
+            {"metric": "exit-mean-steps", "value": int(measured["steps"].sum()) / images},
+            {"metric": "exit-spikes-per-image", "value": float(measured["spikes"].sum()) / images},
+            {"metric": "exit-margin", "value": margin},
+            *(
+                {"step": step, "metric": "exit-share", "value": gone / images}
+                for step, gone in enumerate(left.cumsum(0).tolist())
+                if step
+            ),
+        ]
+
+    return Measurement(of_batch, result)
 
 
 def _risk(confidence: float) -> Fraction:

@@ -1,39 +1,38 @@
 """What a network achieves: accuracy at every step, firing rates, spikes per image, in one pass."""
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridsnn.batch import Batch
 from hybridsnn.model import ModelState, SpikingModel
+from hybridsnn.passes import Measurement, Rows
 
 CHUNK = 16  # time steps simulated at once
 
 
-@torch.no_grad()
-def evaluate_ann(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> list[dict[str, Any]]:
+def ann_accuracy(model: nn.Module, device: torch.device) -> Measurement[Rows]:
     """Rows `metric`, `value`: `accuracy` in [0, 1], mean cross-entropy `loss`, `images`."""
-    model.eval()
-    correct, loss, images = 0, 0.0, 0
-    for batch in batches:
+
+    @torch.no_grad()
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        model.eval()
         logits, labels = model(batch.pictures.to(device)).float(), batch.labels.to(device)
-        correct += int((logits.argmax(1) == labels).sum())
-        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        images += len(labels)
-    return [
-        {"metric": "accuracy", "value": correct / images},
-        {"metric": "loss", "value": loss / images},
-        {"metric": "images", "value": float(images)},
-    ]
+        loss = functional.cross_entropy(logits, labels, reduction="none")
+        return {"correct": (logits.argmax(1) == labels).cpu(), "loss": loss.double().cpu()}
+
+    def result(measured: dict[str, Tensor]) -> Rows:
+        images = len(measured["correct"])
+        return [
+            {"metric": "accuracy", "value": int(measured["correct"].sum()) / images},
+            {"metric": "loss", "value": float(measured["loss"].sum()) / images},
+            {"metric": "images", "value": float(images)},
+        ]
+
+    return Measurement(of_batch, result)
 
 
-@torch.no_grad()
-def evaluate_snn(
-    model: SpikingModel, batches: Iterable[Batch], device: torch.device, *, timesteps: int, seed: int
-) -> list[dict[str, Any]]:
+def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, seed: int) -> Measurement[Rows]:
     """One pass over the images gives everything; time is streamed in chunks, so memory does not grow with it.
 
     Args:
@@ -45,18 +44,21 @@ def evaluate_snn(
         accumulated up to each step, `firing-rate` (spikes per neuron and step) and `spikes-per-image` of each layer,
         `spikes-per-image` of all, `images`.
     """
-    model.eval()
-    correct = torch.zeros(timesteps, dtype=torch.float64)
-    loss = torch.zeros(timesteps, dtype=torch.float64)
-    spikes: dict[str, float] = {}
-    neurons: dict[str, int] = {}
-    images = 0
+    layers = list(model.neurons)
 
-    def observe(name: str, values: Tensor) -> None:
-        spikes[name] = spikes.get(name, 0.0) + float(values.sum(dtype=torch.float64))
-        neurons[name] = values[0, 0].numel()
+    @torch.no_grad()
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        """Sums over the images of the batch: at each step, of each layer."""
+        model.eval()
+        correct = torch.zeros(timesteps, dtype=torch.float64)
+        loss = torch.zeros(timesteps, dtype=torch.float64)
+        spikes = dict.fromkeys(layers, 0.0)
+        neurons = dict.fromkeys(layers, 0)
 
-    for batch in batches:
+        def observe(name: str, values: Tensor) -> None:
+            spikes[name] += float(values.sum(dtype=torch.float64))
+            neurons[name] = values[0].numel()
+
         pictures, labels = batch.images.to(device), batch.labels.to(device)
         state: ModelState | None = None
         for start in range(0, timesteps, CHUNK):
@@ -64,19 +66,31 @@ def evaluate_snn(
             frames = model.encoder(pictures, batch.indices, steps, start=start, seed=seed)
             outputs, state = model(frames, state, observe=observe)
             window = slice(start, start + steps)
-            correct[window] += (outputs.argmax(2) == labels).sum(1).cpu()
+            correct[window] = (outputs.argmax(2) == labels).sum(1).double().cpu()
             repeated = labels.expand(steps, -1).flatten()
             entropy = functional.cross_entropy(outputs.flatten(0, 1).float(), repeated, reduction="none")
-            loss[window] += entropy.view(steps, -1).sum(1).double().cpu()
-        images += len(labels)
+            loss[window] = entropy.view(steps, -1).sum(1).double().cpu()
+        sums = {
+            "images": torch.tensor(len(labels)),
+            "correct": correct,
+            "loss": loss,
+            "spikes": torch.tensor(list(spikes.values()), dtype=torch.float64),
+            "neurons": torch.tensor(list(neurons.values())),
+        }
+        return {name: values.unsqueeze(0) for name, values in sums.items()}
 
-    rows: list[dict[str, Any]] = []
-    for step in range(timesteps):
-        rows.append({"step": step + 1, "metric": "accuracy", "value": float(correct[step]) / images})
-        rows.append({"step": step + 1, "metric": "loss", "value": float(loss[step]) / images})
-    for name, count in spikes.items():
-        rows.append({"layer": name, "metric": "firing-rate", "value": count / images / neurons[name] / timesteps})
-        rows.append({"layer": name, "metric": "spikes-per-image", "value": count / images})
-    rows.append({"metric": "spikes-per-image", "value": sum(spikes.values()) / images})
-    rows.append({"metric": "images", "value": float(images)})
-    return rows
+    def result(measured: dict[str, Tensor]) -> Rows:
+        sums = {name: values.sum(0) for name, values in measured.items()}
+        images, spikes = int(sums["images"]), sums["spikes"].tolist()
+        rows: Rows = []
+        for step in range(timesteps):
+            rows.append({"step": step + 1, "metric": "accuracy", "value": float(sums["correct"][step]) / images})
+            rows.append({"step": step + 1, "metric": "loss", "value": float(sums["loss"][step]) / images})
+        for name, count, neurons in zip(layers, spikes, sums["neurons"].tolist(), strict=True):
+            rows.append({"layer": name, "metric": "firing-rate", "value": count / neurons / timesteps})
+            rows.append({"layer": name, "metric": "spikes-per-image", "value": count / images})
+        rows.append({"metric": "spikes-per-image", "value": sum(spikes) / images})
+        rows.append({"metric": "images", "value": float(images)})
+        return rows
+
+    return Measurement(of_batch, result)

@@ -10,8 +10,8 @@ from toy_networks import CLASSES, Residual, encodable, exact, seeded, spiking
 
 from hybridsnn.anytime import (
     answer_early,
-    calibrate,
-    evaluate_early,
+    early_accuracy,
+    exit_margin,
     images_needed,
     margin_bound,
     margins_of,
@@ -21,6 +21,7 @@ from hybridsnn.batch import Batch
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ConfigError
 from hybridsnn.model import SpikingModel
+from hybridsnn.passes import evaluate
 
 CPU = torch.device("cpu")
 STEPS, IMAGES = 11, 24
@@ -191,11 +192,11 @@ def test_what_is_measured_is_what_happens(size: int) -> None:
     outputs, spikes = full_run(model, images)
     margins, answers = margins_of(outputs), outputs.argmax(2)
     batches: list[Batch] = batches_of(images, LABELS, size)
-    margin = calibrate(model, batches, CPU, confidence=0.8, timesteps=STEPS, seed=3)
+    margin = evaluate(exit_margin(model, CPU, confidence=0.8, timesteps=STEPS, seed=3), batches)
     assert margin == margin_bound(misleading_margins(margins, answers), 0.8)
     assert 0 < sum(misled(margins, answers, margin)) < 0.2 * (IMAGES + 1)
     steps, classes = leave(margins, answers, margin)
-    rows = evaluate_early(model, batches, CPU, margin=margin, timesteps=STEPS, seed=3)
+    rows = evaluate(early_accuracy(model, CPU, margin=margin, timesteps=STEPS, seed=3), batches)
     assert {(row["metric"], row.get("step")): row["value"] for row in rows} == pytest.approx(
         {
             ("exit-accuracy", None): sum(c == y for c, y in zip(classes, LABELS.tolist(), strict=True)) / IMAGES,

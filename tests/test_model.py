@@ -11,9 +11,10 @@ from toy_networks import CLASSES, Residual, encodable, exact, pictures, seeded, 
 from hybridsnn.batch import Batch
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import ENCODERS
-from hybridsnn.metrics import CHUNK, evaluate_ann, evaluate_snn
+from hybridsnn.metrics import CHUNK, ann_accuracy, snn_accuracy
 from hybridsnn.model import ModelState, SpikingModel
 from hybridsnn.neurons import RESETS, NeuronState, SharedDropout
+from hybridsnn.passes import evaluate
 from hybridsnn.surrogates import SURROGATES
 
 CUTS = [[12], [1] * 12, [5, 7], [1, 11], [3, 1, 8]]
@@ -208,7 +209,7 @@ def test_metrics_of_a_spiking_network(encoder: str) -> None:
         expected["spikes-per-image", name] = float(spikes.double().sum() / 7)
     expected["spikes-per-image", None] = sum(float(spikes.double().sum() / 7) for spikes in trains.values())
     for size in (7, 3, 1):
-        rows = evaluate_snn(model, batches_of(images, labels, size), CPU, timesteps=timesteps, seed=3)
+        rows = evaluate(snn_accuracy(model, CPU, timesteps=timesteps, seed=3), batches_of(images, labels, size))
         assert values_of(rows) == pytest.approx(expected, rel=1e-5)
 
 
@@ -216,7 +217,7 @@ def test_metrics_of_a_spiking_network(encoder: str) -> None:
 def test_metrics_of_a_trained_network(size: int) -> None:
     network = seeded(Residual(dropout=0.5)).train()
     images, labels = pictures(7), torch.tensor([0, 1, 2, 3, 4, 0, 1])
-    rows = evaluate_ann(network, batches_of(images, labels, size), CPU)
+    rows = evaluate(ann_accuracy(network, CPU), batches_of(images, labels, size))
     logits = network.eval()(images).detach()
     assert values_of(rows) == pytest.approx(
         {

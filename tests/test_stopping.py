@@ -28,7 +28,8 @@ from hybridsnn.encoders import Frames
 from hybridsnn.errors import ArtifactError, OutOfTimeError
 from hybridsnn.learning import RULES, BackPropagation, Optimisation, Options, OwnRate, fit, loop, seed_of
 from hybridsnn.learning.checkpoint import FILE, TrainingState
-from hybridsnn.metrics import evaluate_ann, evaluate_snn
+from hybridsnn.metrics import ann_accuracy, snn_accuracy
+from hybridsnn.passes import evaluate
 from hybridsnn.recipes import load_recipe
 from hybridsnn.stages import STAGES
 from hybridsnn.stages.base import Environment, Silent, execute
@@ -91,14 +92,16 @@ def train(method: str | None, optimiser: str, folder: Path, **options: Any) -> t
         settings: dict[str, Any] = {
             "rule": BackPropagation(),
             "encode": lambda batch, epoch: batch.images,
-            "validate": lambda model: {r["metric"]: r["value"] for r in evaluate_ann(model, measuring.epoch(0), CPU)},
+            "validate": lambda model: {
+                r["metric"]: r["value"] for r in evaluate(ann_accuracy(model, CPU), measuring.epoch(0))
+            },
         }
     else:
         model = spiking(seeded(Residual(dropout=0.3)), "poisson").requires_grad_()
         rule, neurons = RULES[method], list(model.neurons.values())
 
         def validate(_: nn.Module) -> dict[str, float]:
-            rows = evaluate_snn(model, measuring.epoch(0), CPU, timesteps=TIMESTEPS, seed=4)
+            rows = evaluate(snn_accuracy(model, CPU, timesteps=TIMESTEPS, seed=4), measuring.epoch(0))
             return {row["metric"]: row["value"] for row in rows if row.get("step") == TIMESTEPS}
 
         settings = {
@@ -216,7 +219,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_layout_is_refused_by_name(tmp_path: Path) -> None:
     words = {"epoch": 1, "best_accuracy": 0.5, "best_epoch": 1, "history": []}
     save_file({"model/x": torch.zeros(1)}, tmp_path / FILE, metadata={"training": json.dumps(words)})
-    with pytest.raises(ArtifactError, match=r"has layout 1, this hybridsnn goes on from layout 2; start over with"):
+    with pytest.raises(ArtifactError, match=r"has layout 1, this hybridsnn goes on from layout 3; start over with"):
         TrainingState.load(tmp_path)
 
 
@@ -231,14 +234,36 @@ def make(run: Path, stage: str, *parents: Any, time_is_up: Callable[[], bool] = 
     return execute(STAGES[stage], config, parents, run, environment)[0]
 
 
-def test_stages_that_keep_nothing_stop_too_and_start_over(tmp_path: Path) -> None:
+def test_a_conversion_keeps_nothing_and_starts_over(tmp_path: Path) -> None:
     ann = make(tmp_path, "train-ann", **ANN)
-    with pytest.raises(OutOfTimeError, match=r"^convert-max: stopped at 2 of \d+, .* starts it over$"):
+    with pytest.raises(OutOfTimeError, match=r"^convert-max: stopped at 2 of \d+ layers, .* starts it over$"):
         make(tmp_path, "convert", ann, timesteps=2, time_is_up=Clock(2))
-    with pytest.raises(OutOfTimeError, match=r"^evaluate-train-ann: stopped at 3 of 4, .* starts it over$"):
-        make(tmp_path, "evaluate", ann, time_is_up=Clock(3))
     assert [path.name for path in tmp_path.iterdir()] == ["train-ann"]
-    make(tmp_path, "evaluate", ann, time_is_up=Clock(4))  # what is done when the time is up is not thrown away
+
+
+def test_an_evaluation_that_stops_after_any_batch_ends_the_same(tmp_path: Path) -> None:
+    """In each of its passes: one over an ANN, three over a spiking network whose images may leave early."""
+    ann = make(tmp_path, "train-ann", **ANN)
+    snn = make(tmp_path, "convert", ann, timesteps=5, encoder="poisson")
+    early = {"exit_confidence": 0.9, "batch_size": 72}
+    for parent, passes, settings in ((ann, [4], {}), (snn, [2, 5, 5], early)):  # batches of each pass
+        whole = make(tmp_path, "evaluate", parent, **settings)
+        expected = (whole.path / "metrics.csv").read_bytes()
+        shutil.rmtree(whole.path)
+        stops = []
+        while True:
+            try:
+                again = make(tmp_path, "evaluate", parent, time_is_up=Clock(1), **settings)
+                break
+            except OutOfTimeError as stop:
+                stops.append(str(stop))
+        end = "as the time is up; the same command goes on there"
+        assert stops == [
+            f"evaluate-{parent.name}: stopped after batch {done} of {batches}, {end}"
+            for batches in passes
+            for done in range(1, batches)
+        ]
+        assert (again.path / "metrics.csv").read_bytes() == expected
 
 
 RECIPE = """

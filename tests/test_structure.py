@@ -10,8 +10,8 @@ import hybridsnn
 
 ROOT = Path(hybridsnn.__file__).parent
 FLOORS = [
-    {"errors", "registry", "config", "artifacts", "kernels", "memory"},
-    {"surrogates", "neurons", "encoders", "batch"},
+    {"errors", "registry", "config", "artifacts", "kernels", "memory", "snapshot"},
+    {"surrogates", "neurons", "encoders", "batch", "passes"},
     {"networks", "model"},
     {"conversion", "learning", "data", "metrics", "anytime", "exporters", "reporting"},
     {"stages"},

@@ -1,22 +1,16 @@
-"""The state of a training between two batches, in one safetensors file that replaces its forerunner atomically."""
+"""The state of a training between two batches."""
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hybridsnn.errors import ArtifactError
+from hybridsnn.snapshot import load_snapshot, save_snapshot
 
 FILE = "checkpoint.safetensors"
-LAYOUT = "2"  # of the file; 1, which did not say so, knew no place within an epoch and no checksum
 TENSORS = ("model", "optimiser", "best", "sums", "random")
 WORDS = ("epoch", "batch", "precision", "peak_live_bytes", "best_accuracy", "best_epoch", "history")
 
@@ -70,18 +64,8 @@ class TrainingState:
 
     def save(self, folder: Path) -> None:
         """Write to `folder`; a crash leaves the earlier checkpoint or the new one, never half of either."""
-        tensors = {
-            f"{part}/{name}": tensor.detach().to("cpu").contiguous().clone()
-            for part in TENSORS
-            for name, tensor in getattr(self, part).items()
-        }
-        words = json.dumps({name: getattr(self, name) for name in WORDS})
-        temporary = folder / f"{FILE}.tmp"
-        metadata = {"layout": LAYOUT, "training": words, "sha256": _digest(words, tensors)}
-        save_file(tensors, temporary, metadata=metadata)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / FILE)
+        tensors = {f"{part}/{name}": tensor for part in TENSORS for name, tensor in getattr(self, part).items()}
+        save_snapshot(folder / FILE, {name: getattr(self, name) for name in WORDS}, tensors)
 
     @classmethod
     def load(cls, folder: Path) -> "TrainingState | None":
@@ -90,37 +74,15 @@ class TrainingState:
         Raises:
             ArtifactError: if the file is damaged, or of another layout.
         """
-        path = folder / FILE
-        if not path.exists():
+        kept = load_snapshot(folder / FILE)
+        if kept is None:
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            layout = metadata.get("layout", "1")
-            if layout == LAYOUT and metadata["sha256"] != _digest(metadata["training"], tensors):
-                raise ValueError("its checksum is not that of its content")
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ArtifactError(f"checkpoint: {path} is damaged ({error}); start over with --fresh") from None
-        if layout != LAYOUT:
-            raise ArtifactError(
-                f"checkpoint: {path} has layout {layout}, this hybridsnn goes on from layout {LAYOUT}; "
-                "start over with --fresh, or go on with the version that wrote it"
-            )
-        state = cls(**json.loads(metadata["training"]))
+        words, tensors = kept
+        state = cls(**words)
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             getattr(state, part)[name] = tensor
         return state
-
-
-def _digest(words: str, tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of all that a checkpoint holds."""
-    digest = hashlib.sha256(words.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

@@ -24,8 +24,7 @@ from hybridsnn.learning.checkpoint import (
 from hybridsnn.learning.optimisation import Optimisation, OwnRate
 from hybridsnn.memory import LiveMemory
 from hybridsnn.model import SpikingModel
-
-SAVE_EVERY = 120.0  # seconds between checkpoints within an epoch: the most that a killed process loses
+from hybridsnn.snapshot import SAVE_EVERY
 
 
 class Source(Protocol):

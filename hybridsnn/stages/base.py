@@ -89,26 +89,6 @@ class Work:
     data: tuple[str, str] | None = None
     device: str = "cpu"
 
-    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-        """Hand on the items while showing how many of `total` are done, as long as there is time; the first always.
-
-        For a stage that keeps nothing of what it has done.
-
-        Raises:
-            OutOfTimeError: between two items, once the time is up.
-        """
-        for done, item in enumerate(self.environment.progress.track(items, description, total)):
-            if done and self.environment.time_is_up():
-                break  # out of the loop first, so that whatever shows progress ends before the error
-            yield item
-        else:
-            return
-        raise self.stopped_at(done, total)
-
-    def stopped_at(self, done: int, total: int) -> OutOfTimeError:
-        """The error of a stage that has to start over next time."""
-        return OutOfTimeError(f"stopped at {done} of {total}, as the time is up; the same command starts it over")
-
 
 @dataclass(frozen=True)
 class Stage:

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from hybridsnn.config import Choice, StageConfig
 from hybridsnn.conversion import BALANCERS, GRANULARITIES, MAX_POOL_CHOICES, Calibration, balance, set_constants
 from hybridsnn.encoders import ENCODERS
-from hybridsnn.errors import ConfigError, DataError
+from hybridsnn.errors import ConfigError, DataError, OutOfTimeError
 from hybridsnn.model import SpikingModel
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
@@ -169,7 +169,9 @@ def calibration(config: ConvertConfig, model: SpikingModel, description: ImageDe
         done += 1
         work.environment.progress.say(f"balanced {name} ({done} of {layers})")
         if done < layers and work.environment.time_is_up():
-            raise work.stopped_at(done, layers)
+            raise OutOfTimeError(
+                f"stopped at {done} of {layers} layers, as the time is up; the same command starts it over"
+            )
 
     return Calibration(
         images.to(device),

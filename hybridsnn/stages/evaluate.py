@@ -1,18 +1,19 @@
 """`evaluate`: one pass over images gives accuracy at every step, firing rates and spikes per image."""
 
-from collections.abc import Iterator
-from typing import Any, Literal, cast
+import time
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
 
-from hybridsnn.anytime import calibrate, evaluate_early, images_needed
-from hybridsnn.batch import Batch
+from hybridsnn.anytime import early_accuracy, exit_margin, images_needed
 from hybridsnn.config import StageConfig
 from hybridsnn.data import Batches
-from hybridsnn.errors import ConfigError
-from hybridsnn.metrics import evaluate_ann, evaluate_snn
+from hybridsnn.errors import ConfigError, OutOfTimeError
+from hybridsnn.metrics import ann_accuracy, snn_accuracy
 from hybridsnn.model import SpikingModel
+from hybridsnn.passes import Measurement, Result, Rows, join
+from hybridsnn.snapshot import SAVE_EVERY, load_snapshot, save_snapshot
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import PRECISION, Precision, fabric_for
 from hybridsnn.stages.images import open_again
@@ -60,7 +61,7 @@ def run(work: Work) -> None:
     network = fabric.to_device(network)
     with fabric.autocast():
         if description.spiking is None:
-            rows = evaluate_ann(network, _tracked("evaluate", source, work), fabric.device)
+            rows = _pass(work, "evaluate", source, ann_accuracy(network, fabric.device))
         else:
             spiking = cast(SpikingModel, network)
             timesteps = config.timesteps or description.spiking.timesteps
@@ -68,14 +69,14 @@ def run(work: Work) -> None:
             if config.exit_confidence is not None:
                 known = pictures.measuring("validation", config.batch_size)
                 early = _leaving_early(spiking, source, known, work, fabric.device, timesteps)
-            batches = _tracked("evaluate", source, work)
-            rows = evaluate_snn(spiking, batches, fabric.device, timesteps=timesteps, seed=config.seed) + early
+            whole = snn_accuracy(spiking, fabric.device, timesteps=timesteps, seed=config.seed)
+            rows = _pass(work, "evaluate", source, whole) + early
     write_metrics(work.folder, STAGE.name, config.split, rows)
 
 
 def _leaving_early(
     network: SpikingModel, source: Batches, known: Batches, work: Work, device: torch.device, timesteps: int
-) -> list[dict[str, Any]]:
+) -> Rows:
     """Rows of images that leave when their margin is that at which the known images show it to be safe."""
     config = cast(EvaluateConfig, work.config)
     confidence = cast(float, config.exit_confidence)
@@ -85,12 +86,39 @@ def _leaving_early(
             f"network kept back {len(known.positions):,}; lower it, or keep more back (--validation of the first stage)"
         )
     run = {"timesteps": timesteps, "seed": config.seed}
-    margin = calibrate(network, _tracked("calibrate", known, work), device, confidence=confidence, **run)
-    return evaluate_early(network, _tracked("leave early", source, work), device, margin=margin, **run)
+    margin = _pass(work, "calibrate", known, exit_margin(network, device, confidence=confidence, **run))
+    return _pass(work, "leave early", source, early_accuracy(network, device, margin=margin, **run))
 
 
-def _tracked(doing: str, source: Batches, work: Work) -> Iterator[Batch]:
-    return work.track(source.epoch(0), f"{doing} {work.parents[0].name}", len(source))
+def _pass(work: Work, doing: str, source: Batches, measurement: Measurement[Result]) -> Result:
+    """What a pass over the images finds out; one that was cut off goes on after the last batch that was kept.
+
+    Raises:
+        OutOfTimeError: between two batches, once the time is up.
+    """
+    environment, name, length = work.environment, work.parents[0].name, len(source)
+    path = work.scratch / f"{doing.replace(' ', '-')}.safetensors"
+    parts, done = [], 0
+    if kept := load_snapshot(path):
+        words, measured = kept
+        parts, done = [measured], words["batches"]
+        environment.progress.say(f"resuming to {doing} {name} after batch {done} of {length}")
+    stopping, saved = False, time.monotonic()
+    for batch in environment.progress.track(source.epoch(0, done), f"{doing} {name}", length - done):
+        parts.append(measurement.of_batch(batch))
+        done += 1
+        stopping = done < length and environment.time_is_up()
+        if stopping or done == length or time.monotonic() - saved > SAVE_EVERY:
+            parts = [join(parts)]
+            save_snapshot(path, {"batches": done}, parts[0])
+            saved = time.monotonic()
+        if stopping:
+            break  # out of the loop first, so that whatever shows progress ends before the error
+    if stopping:
+        raise OutOfTimeError(
+            f"stopped after batch {done} of {length}, as the time is up; the same command goes on there"
+        )
+    return measurement.result(join(parts))
 
 
 STAGE = Stage(

@@ -11,9 +11,10 @@ from hybridsnn.config import Choice
 from hybridsnn.data import AUGMENTATIONS
 from hybridsnn.encoders import Frames
 from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, Options, OwnRate, seed_of
-from hybridsnn.metrics import evaluate_snn
+from hybridsnn.metrics import snn_accuracy
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import SharedDropout
+from hybridsnn.passes import evaluate
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_again
@@ -147,7 +148,7 @@ def run(work: Work) -> None:
 
     def measure(wrapped: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         seed = seed_of(config.seed, SPIKES)
-        rows = evaluate_snn(model, batches, fabric.device, timesteps=timesteps, seed=seed)
+        rows = evaluate(snn_accuracy(model, fabric.device, timesteps=timesteps, seed=seed), batches)
         return {row["metric"]: row["value"] for row in rows if row.get("step") == timesteps}
 
     train(

@@ -10,8 +10,9 @@ from torch import nn
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
 from hybridsnn.learning import BackPropagation, seed_of
-from hybridsnn.metrics import evaluate_ann
+from hybridsnn.metrics import ann_accuracy
 from hybridsnn.networks import NETWORKS
+from hybridsnn.passes import evaluate
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import ImageSettings, open_new, outside
@@ -49,7 +50,7 @@ def run(work: Work) -> None:
     network = spec.build().to(memory_format=torch.channels_last)
 
     def measure(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        return {row["metric"]: row["value"] for row in evaluate_ann(model, batches, fabric.device)}
+        return {row["metric"]: row["value"] for row in evaluate(ann_accuracy(model, fabric.device), batches)}
 
     train(
         STAGE.name,
