@@ -2,7 +2,7 @@
 
 
 class HybridSNNError(Exception):
-    """Base of every error that is the user's to mend; `cli.py` prints it in one line and exits with 2."""
+    """Base of every error that is the user's to mend; the command line prints it in one line and exits with 2."""
 
 
 class ConfigError(HybridSNNError):
@@ -22,4 +22,4 @@ class DataError(HybridSNNError):
 
 
 class OutOfTimeError(HybridSNNError):
-    """No fault: the time a command was given is up. `cli.py` exits with 75, and the same command goes on."""
+    """No fault: the time a command was given is up. The command line exits with 75, and the same command goes on."""

@@ -15,7 +15,9 @@ from toy_stages import TOYS, snapshot
 
 import hybridsnn.stages
 from hybridsnn import __version__
-from hybridsnn.cli import REGISTRIES, STAGE_HELP, Bars, Lines, command_line
+from hybridsnn.cli import STAGE_HELP, command_line
+from hybridsnn.cli.console import Bars, Lines
+from hybridsnn.cli.showing import REGISTRIES
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import click
 import pytest
 from click.core import ParameterSource
 
-from hybridsnn.cli import REGISTRIES, command_line
+from hybridsnn.cli import command_line
+from hybridsnn.cli.showing import REGISTRIES
 from hybridsnn.config import resolve
 from hybridsnn.recipes import load_recipe
 from hybridsnn.stages import STAGES

@@ -1,4 +1,4 @@
-"""The house's order: imports point one way, and only `cli.py` prints, exits or knows the terminal."""
+"""The house's order: imports point one way, and only `cli` prints, exits or knows the terminal."""
 
 import ast
 from collections.abc import Iterator

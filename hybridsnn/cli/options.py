@@ -1,0 +1,89 @@
+"""The options of commands that run stages: where, and how."""
+
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hybridsnn.cli.console import Bars, Lines
+
+if TYPE_CHECKING:
+    from hybridsnn.stages.base import Environment
+
+
+@dataclass(frozen=True)
+class Where:
+    """What those options say.
+
+    Attributes:
+        checkpoints: the folder that holds the runs.
+        fresh: start over instead of resuming.
+    """
+
+    checkpoints: Path
+    environment: "Environment"
+    fresh: bool
+
+
+checkpoints_option = click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="checkpoints",
+    envvar="HYBRIDSNN_CHECKPOINTS",
+    show_default=True,
+    show_envvar=True,
+    help="Folder that holds the runs.",
+)
+_OPTIONS = (
+    checkpoints_option,
+    click.option("--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda, cuda:1, ..."),
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="HYBRIDSNN_DATA",
+        show_envvar=True,
+        help="Folder that holds the data sets, or the folder of images.",
+    ),
+    click.option("--download", is_flag=True, help="Fetch the data set if it is not there."),
+    click.option(
+        "--resume/--fresh", default=True, help="Go on where a stopped run of the same command was, or start it over."
+    ),
+    click.option(
+        "--stop-after",
+        metavar="MINUTES",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Stop after so long, exit with 75, and go on when the same command is given again.",
+    ),
+)
+
+
+def where_and_how(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options; they reach it as one argument, `where`."""
+
+    @functools.wraps(command)
+    def with_where(
+        *positional: Any,
+        checkpoints: Path,
+        device: str,
+        data: Path | None,
+        download: bool,
+        resume: bool,
+        stop_after: float | None,
+        **others: Any,
+    ) -> None:
+        from hybridsnn.stages.base import Environment
+
+        progress = Bars() if sys.stderr.isatty() else Lines()
+        end = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
+        environment = Environment(device, data, download, progress, time_is_up=lambda: time.monotonic() >= end)
+        command(*positional, where=Where(checkpoints, environment, fresh=not resume), **others)
+
+    for option in reversed(_OPTIONS):
+        with_where = option(with_where)
+    return with_where

@@ -1,0 +1,182 @@
+"""Commands that run recipes, set results beside what is published, and trace them."""
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hybridsnn.artifacts import Artifact, check_name
+from hybridsnn.cli.console import print_table, tell
+from hybridsnn.cli.options import Where, where_and_how
+from hybridsnn.errors import ConfigError, DataError, OutOfTimeError
+
+if TYPE_CHECKING:
+    from hybridsnn.pipeline import Planned
+    from hybridsnn.recipes import Step
+    from hybridsnn.stages.base import Environment
+
+# Of a table of results, in a terminal.
+SHOWN = (
+    "recipe", "column", "published (%)", "ours (%)", "± (%)", "difference (points)", "T", "T published", "seeds",
+    "data set", "wall time (s)", "note",
+)  # fmt: skip
+
+scale_option = click.option(
+    "--scale", default="full", show_default=True, help="One of the recipe's scales: how much of everything."
+)
+overrides_option = click.option(
+    "--set", "overrides", metavar="NAME=VALUE", multiple=True, help="Replace a setting (step.setting) or turn a knob. "
+    "Can be repeated.",
+)  # fmt: skip
+
+
+@click.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name, and the scale]"
+)
+@overrides_option
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
+@scale_option
+@where_and_how
+def run_command(
+    recipe: Path,
+    run_name: str | None,
+    overrides: tuple[str, ...],
+    only_plan: bool,
+    scale: str,
+    where: Where,
+) -> None:
+    """Run a recipe: make what is not current, resume what was interrupted.
+
+    \b
+    Example:
+        hybridsnn run pipelines/demo.yaml --set ann.epochs=5
+    """
+    from hybridsnn import pipeline
+    from hybridsnn.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides, scale=scale)
+    check_name(run_name or loaded.run_name, "--run")
+    run_folder = where.checkpoints / (run_name or loaded.run_name)
+    environment = where.environment
+    click.echo(f"{loaded.name}: {loaded.description}" if loaded.description else loaded.name)
+    planned = pipeline.plan(loaded, run_folder, environment)
+    columns = ("step", "stage", "reads", "status", "why")
+    print_table(
+        columns, [(p.step.name, p.step.stage.name, ", ".join(p.step.sources), p.status, p.reason) for p in planned]
+    )
+    if only_plan:
+        return
+
+    for artifact in pipeline.run(loaded, run_folder, environment, **_telling(environment), fresh=where.fresh):
+        if "accuracy.csv" in artifact.manifest.files:
+            with artifact.file("accuracy.csv").open(encoding="utf-8", newline="") as stream:
+                header, *rows = csv.reader(stream)
+            print_table(header, rows)
+
+
+def _telling(environment: "Environment") -> dict[str, Any]:
+    """What a run calls before and after each step."""
+
+    def starting(planned: "Planned") -> None:
+        if planned.status != "current":
+            resuming = f", {planned.reason}" if planned.status == "interrupted" else ""
+            environment.progress.say(f"{planned.step.name}: {planned.step.stage.name}{resuming}")
+
+    def done(step: "Step", artifact: Artifact, made: bool) -> None:
+        tell(artifact, made)
+
+    return {"on_step": starting, "on_done": done}
+
+
+@click.command("table")
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@scale_option
+@overrides_option
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each recipe.")
+@click.option("--title", default="Results", show_default=True, help="Title of the page.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the numbers and a page.",
+)
+@where_and_how
+def table_command(
+    recipes: tuple[Path, ...],
+    scale: str,
+    overrides: tuple[str, ...],
+    seeds: int,
+    title: str,
+    output: Path | None,
+    where: Where,
+) -> None:
+    """Run recipes and set what they gave beside what their papers say.
+
+    A recipe whose data set is missing becomes a row that says so. The numbers are written after every recipe, so
+    what is done is there whatever happens to the rest; the page comes last.
+
+    \b
+    Example:
+        hybridsnn table pipelines/cifar10-vgg5.yaml --scale laptop --data FOLDER
+    """
+    from hybridsnn import pipeline
+    from hybridsnn.recipes import load_recipe
+    from hybridsnn.reporting import as_text, results_table, write_table_page
+    from hybridsnn.results import Table
+
+    environment = where.environment
+    rows = []
+    for path in recipes:
+        turned = [[*overrides, f"seed={seed}"] if seeds > 1 else overrides for seed in range(seeds)]
+        rows.append((load_recipe(path), [load_recipe(path, values, scale=scale) for values in turned]))
+        if rows[-1][0].row is None:
+            raise ConfigError(f"{path}: is no row of a table; leave it out, or write its row")
+
+    table, stopped = Table(), None
+    for paper, runs in rows:
+        missing, made = False, []
+        for seed, recipe in enumerate(runs):
+            run_folder = where.checkpoints / (recipe.run_name if seed == 0 else f"{recipe.run_name}-seed{seed}")
+            try:
+                if stopped is None:
+                    environment.progress.say(f"{run_folder.name}: {recipe.description}")
+                    pipeline.run(recipe, run_folder, environment, fresh=where.fresh, **_telling(environment))
+            except DataError as error:
+                environment.progress.say(f"{run_folder.name}: {error}")
+                missing = True
+            except OutOfTimeError as error:  # what was made is a table too
+                stopped = error
+            planned = pipeline.plan(recipe, run_folder, environment)
+            made.append({step.step.name: step.artifact for step in planned if step.artifact})
+        table.add_row(runs[0], paper, made, missing=missing)
+        if output:
+            table.write(output)
+    if output:
+        write_table_page(title, table.results, table.curves, output / "index.html")
+    numbers = results_table(table.results)[[*SHOWN]]
+    print_table(list(numbers.columns), as_text(numbers).to_numpy().tolist())
+    if output:
+        click.echo(f"{output / 'index.html'}")
+    if stopped is not None:
+        raise stopped
+
+
+@click.command("results")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def results_command(folder: Path) -> None:
+    """Trace every number of the tables in FOLDER to its run, and write FOLDER/README.md.
+
+    A number is what the metrics of an evaluation say, whose hash is in its manifest, which names the hashes of what it
+    was made from, and so on down to the first training. One that is not stops the command.
+
+    \b
+    Example:
+        hybridsnn results docs/results
+    """
+    from hybridsnn.results import page
+
+    text, numbers = page(folder)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    click.echo(f"{numbers} numbers traced; {folder / 'README.md'}")
