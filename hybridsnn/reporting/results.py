@@ -1,6 +1,7 @@
 """What a table of a paper is made from: a published number and what runs gave."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ANN = "ANN"  # the column of the networks without spikes
@@ -42,4 +43,29 @@ class Result:
     @property
     def difference(self) -> float | None:
         """Mean accuracy less the published one, in points; None where either is missing."""
-        return None if self.mean is None or self.published is None else self.mean - self.published
+        return _less(self.mean, self.published)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far an accuracy lies from that of its own ANN, in points; None where one of the two is missing."""
+
+    ours: float | None
+    published: float | None
+
+
+def gaps(results: Sequence[Result]) -> list[Gap]:
+    """Of each result, to the ANN of the same recipe at the same scale; of ANNs themselves there is none."""
+    anns = {(result.recipe, result.scale): result for result in results if result.column == ANN}
+
+    def gap(result: Result) -> Gap:
+        ann = anns.get((result.recipe, result.scale))
+        if ann is None or result.column == ANN:
+            return Gap(None, None)
+        return Gap(_less(result.mean, ann.mean), _less(result.published, ann.published))
+
+    return [gap(result) for result in results]
+
+
+def _less(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from hybridsnn.errors import ArtifactError
 from hybridsnn.reporting.page import render
 from hybridsnn.reporting.recipe_figure import recipe_figure
-from hybridsnn.reporting.results import ANN, Result
+from hybridsnn.reporting.results import ANN, Gap, Result, gaps
 from hybridsnn.reporting.svg import inline_svg
 
 FULL = "full"  # the scale at which a paper can be held against a number
@@ -18,10 +18,10 @@ FULL = "full"  # the scale at which a paper can be held against a number
 
 @dataclass(frozen=True)
 class Number:
-    """A result, and how far its mean lies from that of its own ANN, in points; None where one of them is missing."""
+    """A result, and how far it lies from its own ANN."""
 
     result: Result
-    to_ann: float | None
+    to_ann: Gap
 
     @property
     def comparable(self) -> bool:
@@ -130,20 +130,16 @@ def write_table_page(
 
 def _recipe(results: Sequence[Result], curves: Mapping[tuple[str, str], pd.Series], anchor: str) -> Entry:
     name = results[0].recipe
-    anns = {result.scale: result.mean for result in results if result.column == ANN}
+    anns = [result.mean for result in results if result.column == ANN]
     own = {result.column: curves[name, result.column] for result in results if (name, result.column) in curves}
-    figure = recipe_figure(own, next((mean for mean in anns.values() if mean is not None), None))
+    figure = recipe_figure(own, next((mean for mean in anns if mean is not None), None))
     return Entry(
         name=name,
         anchor=anchor,
         network=", ".join(_distinct(result.network for result in results)),
-        rows=tuple(Number(result, _to_ann(result, anns.get(result.scale))) for result in results),
+        rows=tuple(Number(result, gap) for result, gap in zip(results, gaps(results), strict=True)),
         figure=None if figure is None else Markup(inline_svg(figure, anchor, f"{name}: accuracy over time steps")),
     )
-
-
-def _to_ann(result: Result, ann: float | None) -> float | None:
-    return None if result.column == ANN or ann is None or result.mean is None else result.mean - ann
 
 
 def _data(result: Result) -> str:
