@@ -246,7 +246,10 @@ def test_an_evaluation_that_stops_after_any_batch_ends_the_same(tmp_path: Path) 
     ann = make(tmp_path, "train-ann", **ANN)
     snn = make(tmp_path, "convert", ann, timesteps=5, encoder="poisson")
     early = {"exit_confidence": 0.9, "batch_size": 72}
-    for parent, passes, settings in ((ann, [4], {}), (snn, [2, 5, 5], early)):  # batches of each pass
+    for parent, passes, settings in (  # passes with the number of their batches
+        (ann, {"evaluate": 4}, {}),
+        (snn, {"calibrate": 2, "leave early": 5, "evaluate": 5}, early),
+    ):
         whole = make(tmp_path, "evaluate", parent, **settings)
         expected = (whole.path / "metrics.csv").read_bytes()
         shutil.rmtree(whole.path)
@@ -259,8 +262,8 @@ def test_an_evaluation_that_stops_after_any_batch_ends_the_same(tmp_path: Path) 
                 stops.append(str(stop))
         end = "as the time is up; the same command goes on there"
         assert stops == [
-            f"evaluate-{parent.name}: stopped after batch {done} of {batches}, {end}"
-            for batches in passes
+            f"evaluate-{parent.name}: stopped in '{doing}' after batch {done} of {batches}, {end}"
+            for doing, batches in passes.items()
             for done in range(1, batches)
         ]
         assert (again.path / "metrics.csv").read_bytes() == expected

@@ -102,7 +102,8 @@ def _pass(work: Work, doing: str, source: Batches, measurement: Measurement[Resu
     if kept := load_snapshot(path):
         words, measured = kept
         parts, done = [measured], words["batches"]
-        environment.progress.say(f"resuming to {doing} {name} after batch {done} of {length}")
+        if done < length:
+            environment.progress.say(f"{doing} {name}: resuming after batch {done} of {length}")
     stopping, saved = False, time.monotonic()
     for batch in environment.progress.track(source.epoch(0, done), f"{doing} {name}", length - done):
         parts.append(measurement.of_batch(batch))
@@ -116,7 +117,7 @@ def _pass(work: Work, doing: str, source: Batches, measurement: Measurement[Resu
             break  # out of the loop first, so that whatever shows progress ends before the error
     if stopping:
         raise OutOfTimeError(
-            f"stopped after batch {done} of {length}, as the time is up; the same command goes on there"
+            f"stopped in '{doing}' after batch {done} of {length}, as the time is up; the same command goes on there"
         )
     return measurement.result(join(parts))
 
