@@ -71,7 +71,7 @@ table-imagenet: $(BIN)/.installed  ## the hybrid paper's rows on ImageNet
 table-stop: $(BIN)/.installed-tonic  ## the STOP paper's rows
 	$(call table,$(STOP),stop-$(SCALE),STOP,$(SCALE))
 
-table-laptop: $(BIN)/.installed-tonic  ## all rows at small scale, within an hour of two cores
+table-laptop: $(BIN)/.installed-tonic  ## all rows at small scale, about an hour of two cores
 	$(call table,$(HYBRID_CIFAR10) $(HYBRID_CIFAR100) $(HYBRID_IMAGENET) $(STOP) $(BESIDE),laptop,All rows on a laptop,laptop)
 
 table-hours: $(BIN)/.installed  ## VGG5 at full width on CIFAR-10 as pictures, some hours of two cores
