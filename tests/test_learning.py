@@ -28,8 +28,9 @@ from hybridsnn.learning import (
     seed_of,
 )
 from hybridsnn.learning.bptt import BackPropagationThroughTime
-from hybridsnn.learning.checkpoint import FILE, LAYOUT, TrainingState
+from hybridsnn.learning.checkpoint import FILE, TrainingState
 from hybridsnn.neurons import NEVER, RESETS
+from hybridsnn.snapshot import LAYOUT
 from hybridsnn.surrogates import SURROGATES
 
 SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -409,7 +410,7 @@ def test_a_damaged_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
     train(ann, tmp_path)
     path = tmp_path / FILE
     if damage in ("no words", "wrong words"):
-        metadata = {"layout": LAYOUT, "training": "[1]"} if damage == "wrong words" else {"layout": LAYOUT}
+        metadata = {"layout": LAYOUT, "words": "[1]"} if damage == "wrong words" else {"layout": LAYOUT}
         save_file({"model/x": torch.zeros(1)}, path, metadata=metadata)
     else:
         content = path.read_bytes()
