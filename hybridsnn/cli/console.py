@@ -48,10 +48,12 @@ def headline(artifact: Artifact) -> dict[str, str]:
 
 
 def print_json(value: Any) -> None:
+    """For programs, on standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def duration(seconds: float) -> str:
+    """As a person says it: 2.1 s, 3 min 5 s, 2 h 18 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, left = divmod(round(seconds), 60)
@@ -59,6 +61,7 @@ def duration(seconds: float) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """As wide as the terminal, or not wrapped where there is none."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

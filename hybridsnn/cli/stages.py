@@ -83,6 +83,7 @@ def _setting(name: str, field: FieldInfo) -> Setting:
 
 
 def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Command:
+    """The command of a stage; `stages` are those that can make what it lacks."""
     from hybridsnn.stages.base import default_parents, execute
 
     several = stage.many or stage.each
