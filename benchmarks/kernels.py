@@ -18,7 +18,7 @@ from timing import in_turns
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import KERNELS, Surrogate, choose, scan
+from hybridsnn.kernels.neuron import KERNELS, Surrogate, choose, scan
 from hybridsnn.neurons import NEVER
 from hybridsnn.stages.compute import keep_freed_memory
 from hybridsnn.surrogates import SURROGATES

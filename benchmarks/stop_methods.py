@@ -14,9 +14,9 @@ import torch
 from steps import step_of
 from timing import in_turns
 
-from hybridsnn import pipeline
 from hybridsnn.artifacts import Artifact
-from hybridsnn.recipes import load_recipe
+from hybridsnn.recipes import running
+from hybridsnn.recipes.recipe import load_recipe
 from hybridsnn.stages.base import Environment
 from hybridsnn.stages.networks import load_network, read_metrics
 
@@ -28,7 +28,7 @@ def run(recipe: Path, method: str, seed: int, arguments: argparse.Namespace) -> 
     overrides = [f"tuned.method={method}", *arguments.set]
     loaded = load_recipe(recipe, [*overrides, f"tuned.seed={seed}", f"untrained.seed={seed}"])
     artifacts: dict[str, Artifact] = {}
-    pipeline.run(
+    running.run(
         loaded,
         arguments.checkpoints / f"{loaded.name}-{method}-{seed}",
         Environment(data=arguments.data),

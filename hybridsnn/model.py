@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from hybridsnn.encoders import Encoder, Frames
-from hybridsnn.kernels import Surrogate
-from hybridsnn.kernels.transmission import transmit
+from hybridsnn.kernels.neuron import Surrogate
+from hybridsnn.kernels.synapse.transmission import transmit
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 
 SYNAPSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # the modules that can carry spikes with weights

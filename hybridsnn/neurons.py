@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import Surrogate, scan
+from hybridsnn.kernels.neuron import Surrogate, scan
 
 NEVER = 1000  # a neuron that has not fired yet counts as having fired this many steps before the first (STDB)
 SMALLEST_THRESHOLD = 1e-3  # what a learned threshold is kept above
@@ -32,7 +32,7 @@ class SpikingNeuron(TemporalModule):
             The leak is one per layer.
         reset: "soft" or "hard".
         initial_potential: the membrane before the first step, in units of the threshold.
-        kernel: how to run the scan, see `hybridsnn.kernels.KERNELS`.
+        kernel: how to run the scan, see `hybridsnn.kernels.neuron.KERNELS`.
 
     Raises:
         ConfigError: if `reset` is unknown.

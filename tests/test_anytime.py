@@ -8,7 +8,10 @@ from test_model import batches_of, frames_of
 from torch import Tensor
 from toy_networks import CLASSES, Residual, encodable, exact, seeded, spiking
 
-from hybridsnn.anytime import (
+from hybridsnn.batch import Batch
+from hybridsnn.encoders import ENCODERS
+from hybridsnn.errors import ConfigError
+from hybridsnn.evaluation.anytime import (
     answer_early,
     early_accuracy,
     exit_margin,
@@ -17,11 +20,8 @@ from hybridsnn.anytime import (
     margins_of,
     misleading_margins,
 )
-from hybridsnn.batch import Batch
-from hybridsnn.encoders import ENCODERS
-from hybridsnn.errors import ConfigError
+from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.model import SpikingModel
-from hybridsnn.passes import evaluate
 
 CPU = torch.device("cpu")
 STEPS, IMAGES = 11, 24

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridsnn.kernels import convolution
-from hybridsnn.kernels.convolution import (
+from hybridsnn.kernels.synapse import winograd
+from hybridsnn.kernels.synapse.winograd import (
     TILINGS,
     Tiling,
     WeightGradient,
@@ -57,7 +57,7 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two threads that share even the smallest work."""
-    monkeypatch.setattr(convolution, "THREAD", 1)
+    monkeypatch.setattr(winograd, "THREAD", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -133,8 +133,8 @@ def test_a_few_pictures_at_a_time(
     """Five pictures in chunks of some, as equal as they can be."""
     inputs, weight, bias, errors = tensors((5, 17, 20, 7, 6), "channels-last")
     transformed = transform_weight(weight, tiling)
-    monkeypatch.setattr(convolution, "CHUNK", most * tiling.matrices * tiling.tiles(7, 6))
-    chunks = convolution._chunks(tiling, inputs.permute(0, 2, 3, 1), errors.permute(0, 2, 3, 1))
+    monkeypatch.setattr(winograd, "CHUNK", most * tiling.matrices * tiling.tiles(7, 6))
+    chunks = winograd._chunks(tiling, inputs.permute(0, 2, 3, 1), errors.permute(0, 2, 3, 1))
     assert [[len(few) for few in each] for each in chunks] == [[size, size] for size in sizes]
     gradient = WeightGradient(weight, tiling)
     of_inputs, of_weight = torch_gradients(inputs, weight, errors)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridsnn.kernels import cuda, scan
-from hybridsnn.kernels.reference import broadcast
+from hybridsnn.kernels.neuron import cuda, scan
+from hybridsnn.kernels.neuron.reference import broadcast
 from hybridsnn.neurons import NEVER, RESETS
 from hybridsnn.surrogates import SURROGATES, Surrogate
 
@@ -31,7 +31,7 @@ def loops() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         if not GPU:
             patch.setenv("TRITON_INTERPRET", "1")
-        from hybridsnn.kernels import cuda_loops
+        from hybridsnn.kernels.neuron import cuda_loops
 
         yield cuda_loops
 

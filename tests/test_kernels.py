@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import KERNELS, reference, scan
+from hybridsnn.kernels.neuron import KERNELS, reference, scan
 from hybridsnn.neurons import NEVER, RESETS, SpikingNeuron
 from hybridsnn.surrogates import SURROGATES, Surrogate
 

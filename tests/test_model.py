@@ -11,10 +11,10 @@ from toy_networks import CLASSES, Residual, encodable, exact, pictures, seeded, 
 from hybridsnn.batch import Batch
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import ENCODERS
-from hybridsnn.metrics import CHUNK, ann_accuracy, snn_accuracy
+from hybridsnn.evaluation.accuracy import CHUNK, ann_accuracy, snn_accuracy
+from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.model import ModelState, SpikingModel
 from hybridsnn.neurons import RESETS, NeuronState, SharedDropout
-from hybridsnn.passes import evaluate
 from hybridsnn.surrogates import SURROGATES
 
 CUTS = [[12], [1] * 12, [5, 7], [1, 11], [3, 1, 8]]

@@ -8,8 +8,8 @@ from toy_stages import TOYS, snapshot
 
 from hybridsnn.artifacts import Artifact
 from hybridsnn.errors import ConfigError
-from hybridsnn.pipeline import plan, run
-from hybridsnn.recipes import Recipe, load_recipe
+from hybridsnn.recipes.recipe import Recipe, load_recipe
+from hybridsnn.recipes.running import plan, run
 from hybridsnn.stages import base
 from hybridsnn.stages.base import Environment
 

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from hybridsnn.cli import command_line
 from hybridsnn.cli.showing import REGISTRIES
 from hybridsnn.config import resolve
-from hybridsnn.recipes import load_recipe
+from hybridsnn.recipes.recipe import load_recipe
 from hybridsnn.stages import STAGES
 from hybridsnn.stages.base import Environment, execute
 

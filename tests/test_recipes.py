@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from hybridsnn.artifacts import check_name
-from hybridsnn.pipeline import plan
-from hybridsnn.recipes import load_recipe
+from hybridsnn.recipes.recipe import load_recipe
+from hybridsnn.recipes.running import plan
 
 
 def scales_of(path: Path) -> list[str]:

@@ -9,9 +9,9 @@ from test_pipeline import above
 
 from hybridsnn.artifacts import Artifact
 from hybridsnn.errors import ArtifactError
-from hybridsnn.pipeline import run
-from hybridsnn.recipes import Recipe
-from hybridsnn.results import EVIDENCE, RESULTS, Table, page
+from hybridsnn.recipes.recipe import Recipe
+from hybridsnn.recipes.results import EVIDENCE, RESULTS, Table, page
+from hybridsnn.recipes.running import run
 from hybridsnn.stages.base import Environment
 
 

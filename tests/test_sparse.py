@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridsnn.kernels import sparse, sparse_costs, vectors
-from hybridsnn.kernels.sparse import (
+from hybridsnn.kernels.synapse import costs, event_driven, vectors
+from hybridsnn.kernels.synapse.costs import pays, weight_gradient_pays
+from hybridsnn.kernels.synapse.event_driven import (
     convolution,
     convolution_weight_gradient,
     density,
@@ -18,7 +19,6 @@ from hybridsnn.kernels.sparse import (
     linear_weight_gradient,
     supports,
 )
-from hybridsnn.kernels.sparse_costs import pays, weight_gradient_pays
 
 # batch, channels in, channels out, height, width
 SHAPES = [
@@ -45,8 +45,8 @@ def uninitialised_memory_is_odd() -> Iterator[None]:
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Threads that share even the smallest work."""
-    monkeypatch.setattr(sparse, "VALUES", 1)
-    monkeypatch.setattr(sparse, "ADDITIONS", 1)
+    monkeypatch.setattr(event_driven, "VALUES", 1)
+    monkeypatch.setattr(event_driven, "ADDITIONS", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -119,8 +119,8 @@ def test_linear_layers_of_spikes_are_exact(batch: int, channels: int, outputs: i
 def test_pieces_of_any_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However weights and pictures are cut to fit the cache."""
     inputs, weight, errors = spikes(3, 70, 6, 5), sixteenths(66, 70, 3, 3), sixteenths(3, 66, 6, 5)
-    monkeypatch.setattr(sparse, "ROWS", rows)
-    monkeypatch.setattr(sparse, "SUMS", rows)
+    monkeypatch.setattr(event_driven, "ROWS", rows)
+    monkeypatch.setattr(event_driven, "SUMS", rows)
     assert torch.equal(convolution(inputs, weight).double(), F.conv2d(inputs.double(), weight.double(), padding=1))
     expected = torch_weight_gradient(inputs, errors, (3, 3), (1, 1))
     assert torch.equal(convolution_weight_gradient(inputs, errors).double(), expected)
@@ -170,8 +170,8 @@ def test_no_bit_depends_on_how_a_batch_is_cut() -> None:
 def test_no_bit_depends_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, weight, errors = spikes(5, 130, 5, 4), noise(140, 130, 3, 3), noise(5, 140, 5, 4)
     alone = convolution(inputs, weight), convolution_weight_gradient(inputs, errors)
-    monkeypatch.setattr(sparse, "VALUES", 1)
-    monkeypatch.setattr(sparse, "ADDITIONS", 1)
+    monkeypatch.setattr(event_driven, "VALUES", 1)
+    monkeypatch.setattr(event_driven, "ADDITIONS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together = convolution(inputs, weight), convolution_weight_gradient(inputs, errors)
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
@@ -244,9 +244,9 @@ def test_what_pays_in_linear_layers() -> None:
 
 def test_taps_outside_of_a_picture_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, weight = torch.empty(1, 8, 2, 5), torch.empty(8, 8, 3, 3)
-    geometry = sparse.Geometry.of(inputs, weight, (1, 2), (1, 1))
+    geometry = event_driven.Geometry.of(inputs, weight, (1, 2), (1, 1))
     assert geometry.taps_inside == int(F.conv2d(torch.ones(1, 1, 2, 5), torch.ones(1, 1, 3, 3), None, (1, 2), 1).sum())
-    monkeypatch.setattr(sparse_costs, "LIST_INPUT", float("inf"))
+    monkeypatch.setattr(costs, "LIST_INPUT", float("inf"))
     assert not pays(0.0, inputs, weight)
 
 

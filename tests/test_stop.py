@@ -17,11 +17,11 @@ from toy_networks import CLASSES, Residual, pictures, seeded
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import Encoder
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import KERNELS, online, reference
-from hybridsnn.kernels.exponential import exponential
+from hybridsnn.kernels.neuron import KERNELS, online, reference
+from hybridsnn.kernels.neuron.exponential import exponential
+from hybridsnn.kernels.synapse.learning import FastConvolution, learning_synapse
 from hybridsnn.learning import RULES, Options
 from hybridsnn.learning.stop import ForwardTraces
-from hybridsnn.learning.synapses import FastConvolution, learning_synapse
 from hybridsnn.memory import LiveMemory
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import NEVER, SpikingNeuron
@@ -1130,7 +1130,9 @@ def test_neurons_run_the_kernel_they_name(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ConfigError, match="kernel: unknown 'nmba'"):
         learn(rule_of("stop-wtl"), model, frames, labels)
     first.kernel = "numba"
-    monkeypatch.setattr("hybridsnn.kernels.KERNELS", {"numba": replace(KERNELS["numba"], supports=lambda _: False)})
+    monkeypatch.setattr(
+        "hybridsnn.kernels.neuron.KERNELS", {"numba": replace(KERNELS["numba"], supports=lambda _: False)}
+    )
     with pytest.raises(ConfigError, match="'numba' cannot run"):
         learn(rule_of("stop-wtl"), model, frames, labels)
 

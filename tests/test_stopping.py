@@ -19,18 +19,18 @@ from safetensors.torch import save_file
 from torch import nn
 from toy_networks import CLASSES, Residual, seeded, spiking
 
-from hybridsnn import pipeline
 from hybridsnn.batch import Batch
 from hybridsnn.cli import command_line
 from hybridsnn.config import resolve
 from hybridsnn.data import Batches, MemoryImages, Preprocessing
 from hybridsnn.encoders import Frames
 from hybridsnn.errors import ArtifactError, OutOfTimeError
+from hybridsnn.evaluation.accuracy import ann_accuracy, snn_accuracy
+from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.learning import RULES, BackPropagation, Optimisation, Options, OwnRate, fit, loop, seed_of
 from hybridsnn.learning.checkpoint import FILE, TrainingState
-from hybridsnn.metrics import ann_accuracy, snn_accuracy
-from hybridsnn.passes import evaluate
-from hybridsnn.recipes import load_recipe
+from hybridsnn.recipes import running
+from hybridsnn.recipes.recipe import load_recipe
 from hybridsnn.stages import STAGES
 from hybridsnn.stages.base import Environment, Silent, execute
 from hybridsnn.surrogates import SURROGATES
@@ -298,7 +298,7 @@ def test_a_recipe_stops_between_steps(tmp_path: Path) -> None:
     for step, made in (("converted", ["ann"]), ("test", ["ann", "converted", "tuned"])):
         done.clear()
         with pytest.raises(OutOfTimeError, match=rf"^{step}: not begun, as the time is up; the same command goes on"):
-            pipeline.run(recipe, tmp_path / "run", environment)
+            running.run(recipe, tmp_path / "run", environment)
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == made
 
 
@@ -323,7 +323,7 @@ def test_another_process_elsewhere_ends_with_the_same_weights(tmp_path: Path) ->
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming in epoch 1 of 2, after batch " in resumed.stderr
     recipe = load_recipe(tmp_path / "short.yaml")
-    pipeline.run(recipe, tmp_path / "whole", Environment("cpu"))
+    running.run(recipe, tmp_path / "whole", Environment("cpu"))
     expected = weights(tmp_path / "whole")
     assert expected.keys() == {"ann", "converted", "tuned"}
     assert weights(tmp_path / "there" / "short") == expected

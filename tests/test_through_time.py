@@ -15,7 +15,7 @@ from toy_networks import CLASSES, SHAPE, Residual, encodable, pictures, seeded
 from hybridsnn.conversion import GRANULARITIES, spiking_body
 from hybridsnn.encoders import ENCODERS, Encoder, Frames
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import convolution, sparse, transmission
+from hybridsnn.kernels.synapse import event_driven, transmission, winograd
 from hybridsnn.learning import pieces
 from hybridsnn.learning.bptt import BackPropagationThroughTime
 from hybridsnn.learning.pieces import Footprint, Pieces
@@ -481,14 +481,14 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(sparse, "convolution", "sparse convolution")
-    count(sparse, "linear", "sparse linear")
-    count(convolution, "forward", "winograd")
-    count(sparse, "convolution_weight_gradient", "sparse convolution gradient")
-    count(sparse, "linear_weight_gradient", "sparse linear gradient")
-    count(convolution, "input_gradient", "winograd input gradient")
-    count(convolution.WeightGradient, "add_and_pass", "winograd gradients")
-    count(convolution.WeightGradient, "add", "winograd weight gradient")
+    count(event_driven, "convolution", "sparse convolution")
+    count(event_driven, "linear", "sparse linear")
+    count(winograd, "forward", "winograd")
+    count(event_driven, "convolution_weight_gradient", "sparse convolution gradient")
+    count(event_driven, "linear_weight_gradient", "sparse linear gradient")
+    count(winograd, "input_gradient", "winograd input gradient")
+    count(winograd.WeightGradient, "add_and_pass", "winograd gradients")
+    count(winograd.WeightGradient, "add", "winograd weight gradient")
     return counts
 
 
@@ -706,7 +706,7 @@ def test_budgets_are_kept(name: str, surrogate: str, monkeypatch: pytest.MonkeyP
     frames = torch.zeros(40, BATCH, *shape)
     fixed = 3 * 8 * 1040 if surrogate == "spike-time" else 0  # slopes by the time since a spike, in the making
     if name == "wide":  # minimal filtering: a weight and its gradient, transformed; three times some tiles
-        monkeypatch.setattr(convolution, "CHUNK", 288)
+        monkeypatch.setattr(winograd, "CHUNK", 288)
         fixed += 4 * (2 * 36 * 64 * 64 + 3 * 288 * 64)
     # Values made again through several nodes, and errors of shortcuts, are alive together: the estimate sees one node.
     allowed = 1.4 if name == "residual" else 1.3

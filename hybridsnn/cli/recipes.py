@@ -12,8 +12,8 @@ from hybridsnn.cli.options import Where, where_and_how
 from hybridsnn.errors import ConfigError, DataError, OutOfTimeError
 
 if TYPE_CHECKING:
-    from hybridsnn.pipeline import Planned
-    from hybridsnn.recipes import Step
+    from hybridsnn.recipes.recipe import Step
+    from hybridsnn.recipes.running import Planned
     from hybridsnn.stages.base import Environment
 
 # Of a table of results, in a terminal.
@@ -54,15 +54,15 @@ def run_command(
     Example:
         hybridsnn run pipelines/demo.yaml --set ann.epochs=5
     """
-    from hybridsnn import pipeline
-    from hybridsnn.recipes import load_recipe
+    from hybridsnn.recipes import running
+    from hybridsnn.recipes.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides, scale=scale)
     check_name(run_name or loaded.run_name, "--run")
     run_folder = where.checkpoints / (run_name or loaded.run_name)
     environment = where.environment
     click.echo(f"{loaded.name}: {loaded.description}" if loaded.description else loaded.name)
-    planned = pipeline.plan(loaded, run_folder, environment)
+    planned = running.plan(loaded, run_folder, environment)
     columns = ("step", "stage", "reads", "status", "why")
     print_table(
         columns, [(p.step.name, p.step.stage.name, ", ".join(p.step.sources), p.status, p.reason) for p in planned]
@@ -70,7 +70,7 @@ def run_command(
     if only_plan:
         return
 
-    for artifact in pipeline.run(loaded, run_folder, environment, **_telling(environment), fresh=where.fresh):
+    for artifact in running.run(loaded, run_folder, environment, **_telling(environment), fresh=where.fresh):
         if "accuracy.csv" in artifact.manifest.files:
             with artifact.file("accuracy.csv").open(encoding="utf-8", newline="") as stream:
                 header, *rows = csv.reader(stream)
@@ -121,10 +121,10 @@ def table_command(
     Example:
         hybridsnn table pipelines/cifar10-vgg5.yaml --scale laptop --data FOLDER
     """
-    from hybridsnn import pipeline
-    from hybridsnn.recipes import load_recipe
+    from hybridsnn.recipes import running
+    from hybridsnn.recipes.recipe import load_recipe
+    from hybridsnn.recipes.results import Table
     from hybridsnn.reporting import as_text, results_table, write_table_page
-    from hybridsnn.results import Table
 
     environment = where.environment
     rows = []
@@ -142,13 +142,13 @@ def table_command(
             try:
                 if stopped is None:
                     environment.progress.say(f"{run_folder.name}: {recipe.description}")
-                    pipeline.run(recipe, run_folder, environment, fresh=where.fresh, **_telling(environment))
+                    running.run(recipe, run_folder, environment, fresh=where.fresh, **_telling(environment))
             except DataError as error:
                 environment.progress.say(f"{run_folder.name}: {error}")
                 missing = True
             except OutOfTimeError as error:  # what was made is a table too
                 stopped = error
-            planned = pipeline.plan(recipe, run_folder, environment)
+            planned = running.plan(recipe, run_folder, environment)
             made.append({step.step.name: step.artifact for step in planned if step.artifact})
         table.add_row(runs[0], paper, made, missing=missing)
         if output:
@@ -175,7 +175,7 @@ def results_command(folder: Path) -> None:
     Example:
         hybridsnn results docs/results
     """
-    from hybridsnn.results import page
+    from hybridsnn.recipes.results import page
 
     text, numbers = page(folder)
     (folder / "README.md").write_text(text, encoding="utf-8")

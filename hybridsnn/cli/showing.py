@@ -22,7 +22,7 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "surrogates": ("hybridsnn.surrogates", "SURROGATES"),
     "optimizers": ("hybridsnn.learning", "OPTIMISERS"),
     "schedules": ("hybridsnn.learning", "SCHEDULES"),
-    "kernels": ("hybridsnn.kernels", "KERNELS"),
+    "kernels": ("hybridsnn.kernels.neuron", "KERNELS"),
 }
 
 

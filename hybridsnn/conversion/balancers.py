@@ -13,7 +13,7 @@ from hybridsnn.batch import without_time
 from hybridsnn.conversion.preparation import module_of
 from hybridsnn.conversion.scales import Scales, thresholds_for_activations
 from hybridsnn.encoders import Encoder
-from hybridsnn.kernels import Kernel, choose
+from hybridsnn.kernels.neuron import Kernel, choose
 from hybridsnn.model import Simulation
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 

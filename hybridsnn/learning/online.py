@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels import online
-from hybridsnn.learning.synapses import LearningSynapse, Scale, Transmit, learning_synapse
+from hybridsnn.kernels.neuron import online
+from hybridsnn.kernels.synapse.learning import LearningSynapse, Scale, Transmit, learning_synapse
 from hybridsnn.model import SYNAPSES
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 from hybridsnn.surrogates import Surrogate

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from hybridsnn.encoders import Frames, constant_in_time
-from hybridsnn.kernels import Kernel, Surrogate, choose
-from hybridsnn.learning.synapses import LearningSynapse, add_gradient, learning_synapse
+from hybridsnn.kernels.neuron import Kernel, Surrogate, choose
+from hybridsnn.kernels.synapse.learning import LearningSynapse, add_gradient, learning_synapse
 from hybridsnn.model import SYNAPSES, Simulation
 from hybridsnn.neurons import SharedDropout, SpikingNeuron, TemporalModule
 

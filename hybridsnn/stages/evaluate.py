@@ -6,13 +6,13 @@ from typing import Literal, cast
 import torch
 from pydantic import Field
 
-from hybridsnn.anytime import early_accuracy, exit_margin, images_needed
 from hybridsnn.config import StageConfig
 from hybridsnn.data import Batches
 from hybridsnn.errors import ConfigError, OutOfTimeError
-from hybridsnn.metrics import ann_accuracy, snn_accuracy
+from hybridsnn.evaluation.accuracy import ann_accuracy, snn_accuracy
+from hybridsnn.evaluation.anytime import early_accuracy, exit_margin, images_needed
+from hybridsnn.evaluation.measurement import Measurement, Result, Rows, join
 from hybridsnn.model import SpikingModel
-from hybridsnn.passes import Measurement, Result, Rows, join
 from hybridsnn.snapshot import SAVE_EVERY, load_snapshot, save_snapshot
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import PRECISION, Precision, fabric_for

@@ -10,11 +10,11 @@ from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
 from hybridsnn.data import AUGMENTATIONS
 from hybridsnn.encoders import Frames
+from hybridsnn.evaluation.accuracy import snn_accuracy
+from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, Options, OwnRate, seed_of
-from hybridsnn.metrics import snn_accuracy
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import SharedDropout
-from hybridsnn.passes import evaluate
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_again

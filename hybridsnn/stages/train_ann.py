@@ -9,10 +9,10 @@ from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
+from hybridsnn.evaluation.accuracy import ann_accuracy
+from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.learning import BackPropagation, seed_of
-from hybridsnn.metrics import ann_accuracy
 from hybridsnn.networks import NETWORKS
-from hybridsnn.passes import evaluate
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import ImageSettings, open_new, outside

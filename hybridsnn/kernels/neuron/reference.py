@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hybridsnn.kernels.layout import reduce_to
+from hybridsnn.kernels.neuron.layout import reduce_to
 
 if TYPE_CHECKING:
-    from hybridsnn.kernels import Surrogate
+    from hybridsnn.kernels.neuron import Surrogate
 
 
 def broadcast(parameter: Tensor, current: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def scan(
     hard_reset: bool,
     surrogate: "Surrogate | None",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `hybridsnn.kernels.scan`. Without a surrogate no gradient passes a spike."""
+    """See `hybridsnn.kernels.neuron.scan`. Without a surrogate no gradient passes a spike."""
     wide = current.to(torch.promote_types(current.dtype, torch.float32))
     threshold, leak = broadcast(threshold.to(wide.dtype), current), broadcast(leak.to(wide.dtype), current)
     spikes = []
@@ -77,7 +77,7 @@ def forward(
     potentials: bool = False,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """See `hybridsnn.kernels.Kernel`."""
+    """See `hybridsnn.kernels.neuron.Kernel`."""
     kept, spikes = [], []
     for step_current in current:
         if potentials:
@@ -107,7 +107,7 @@ def backward(
     learns_leak: bool,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """See `hybridsnn.kernels.Kernel`."""
+    """See `hybridsnn.kernels.neuron.Kernel`."""
     wide = torch.promote_types(grad_spikes.dtype, torch.float32)
     spikes = unpack(bits, len(grad_spikes), wide)
     level = broadcast(threshold.to(wide), grad_spikes).expand_as(spikes[0])
@@ -148,7 +148,7 @@ def _rest(
 
 
 def _pack(spikes: Tensor) -> Tensor:
-    """Spikes `[T, B, *N]` as bits: see `hybridsnn.kernels.Kernel`."""
+    """Spikes `[T, B, *N]` as bits: see `hybridsnn.kernels.neuron.Kernel`."""
     bits = spikes.new_zeros((len(spikes) + 7) // 8, *spikes.shape[1:], dtype=torch.uint8)
     for t, fired in enumerate(spikes):
         bits[t // 8] += fired.to(torch.uint8) << t % 8
@@ -156,12 +156,12 @@ def _pack(spikes: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """See `hybridsnn.kernels.Kernel`."""
+    """See `hybridsnn.kernels.neuron.Kernel`."""
     return torch.stack([bits[t // 8] >> t % 8 & 1 for t in range(steps)]).to(dtype)
 
 
 def advance(since_spike: Tensor, bits: Tensor, steps: int) -> Tensor:
-    """See `hybridsnn.kernels.Kernel`."""
+    """See `hybridsnn.kernels.neuron.Kernel`."""
     for spikes in unpack(bits, steps, torch.bool):
         since_spike = torch.where(spikes, 1, since_spike + 1).to(since_spike.dtype)
     return since_spike
@@ -170,7 +170,7 @@ def advance(since_spike: Tensor, bits: Tensor, steps: int) -> Tensor:
 def rewind(
     after: Tensor, bits: Tensor, steps: int, earlier: Sequence[tuple[Tensor, int]], since_spike: Tensor
 ) -> Tensor:
-    """See `hybridsnn.kernels.Kernel`. From the start, which asks for nothing else."""
+    """See `hybridsnn.kernels.neuron.Kernel`. From the start, which asks for nothing else."""
     for words, length in earlier:
         since_spike = advance(since_spike, words, length)
     return since_spike

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels import convolution, sparse, sparse_costs
+from hybridsnn.kernels.synapse import costs, event_driven, winograd
 
 FILTERS = 128  # output channels at a time: their transformed weights take megabytes, those of a deep layer a hundred
 GRID = 2.0**14  # sums of multiples of one over it are exact in float32, up to 1024; of quarters of them up to 256
@@ -17,10 +17,10 @@ def transmit(module: Any, values: Tensor) -> Tensor:
     if supports_sparse(module, values):
         convolves = isinstance(module, nn.Conv2d)
         geometry = (module.stride, module.padding) if convolves else ((1, 1), (0, 0))
-        if sparse_costs.pays(sparse.density(values), values, module.weight, *geometry):
+        if costs.pays(event_driven.density(values), values, module.weight, *geometry):
             if convolves:
-                return sparse.convolution(values, module.weight, module.bias, *geometry)
-            return sparse.linear(values, module.weight, module.bias)
+                return event_driven.convolution(values, module.weight, module.bias, *geometry)
+            return event_driven.linear(values, module.weight, module.bias)
     if is_fast(module, values):
         return fast_convolution(module, values)
     output: Tensor = module(values)
@@ -32,8 +32,8 @@ def supports_sparse(module: Any, values: Tensor) -> bool:
     if not _is_plain(module, values):
         return False
     if isinstance(module, nn.Conv2d):
-        return sparse.supports(values, module.weight, module.dilation, module.groups)  # type: ignore[arg-type]
-    return isinstance(module, nn.Linear) and sparse.supports(values, module.weight)
+        return event_driven.supports(values, module.weight, module.dilation, module.groups)  # type: ignore[arg-type]
+    return isinstance(module, nn.Linear) and event_driven.supports(values, module.weight)
 
 
 def is_fast(module: Any, values: Tensor) -> bool:
@@ -41,7 +41,7 @@ def is_fast(module: Any, values: Tensor) -> bool:
     return (
         isinstance(module, nn.Conv2d)
         and _is_plain(module, values)
-        and convolution.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)  # type: ignore[arg-type]
+        and winograd.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)  # type: ignore[arg-type]
     )
 
 
@@ -53,11 +53,11 @@ def _is_plain(module: Any, values: Tensor) -> bool:
 
 def fast_convolution(module: Any, values: Tensor) -> Tensor:
     """A convolution that `is_fast`, its weight transformed a few output channels at a time."""
-    tiling = exact_tiling() if is_on_grid(module.weight) else convolution.tiling_for(values)
+    tiling = exact_tiling() if is_on_grid(module.weight) else winograd.tiling_for(values)
     outputs = []
     for filters in blocks(module.weight):
         bias = None if module.bias is None else module.bias[filters]
-        outputs.append(convolution.forward(values, convolution.transform_weight(module.weight[filters], tiling), bias))
+        outputs.append(winograd.forward(values, winograd.transform_weight(module.weight[filters], tiling), bias))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
@@ -67,9 +67,9 @@ def blocks(weight: Tensor) -> Iterator[slice]:
         yield slice(first, first + FILTERS)
 
 
-def exact_tiling() -> convolution.Tiling:
+def exact_tiling() -> winograd.Tiling:
     """Tiles whose transforms only add and halve."""
-    return convolution.TILINGS[16]
+    return winograd.TILINGS[16]
 
 
 def is_on_grid(weight: Tensor) -> bool:

@@ -9,7 +9,7 @@ from hybridsnn import __version__
 from hybridsnn.artifacts import Artifact, artifacts_in, find, scratch_folder
 from hybridsnn.config import canonical, config_hash
 from hybridsnn.errors import OutOfTimeError
-from hybridsnn.recipes import Recipe, Step
+from hybridsnn.recipes.recipe import Recipe, Step
 from hybridsnn.stages.base import Environment, execute
 
 Status = Literal["current", "interrupted", "to do"]

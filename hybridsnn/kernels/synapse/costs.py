@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from hybridsnn.kernels import convolution
-from hybridsnn.kernels.sparse import Bands, Geometry, Pair, Parts
-from hybridsnn.kernels.vectors import WIDTH
+from hybridsnn.kernels.synapse import winograd
+from hybridsnn.kernels.synapse.event_driven import Bands, Geometry, Pair, Parts
+from hybridsnn.kernels.synapse.vectors import WIDTH
 
 # Nanoseconds of a thread of an AVX2 machine; only their ratios matter. Fitted to layers of 64 to 8192 channels with
 # 2 to 35 % spikes, of which they predict most within a sixth.
@@ -15,10 +15,10 @@ TRANSFORM, FILTER = 0.45, 0.028  # minimal filtering: a value of a transformed t
 
 
 def pays(share: float, inputs: Tensor, weight: Tensor, stride: Pair = (1, 1), padding: Pair = (1, 1)) -> bool:
-    """Whether `sparse.convolution` or `sparse.linear` is faster than the fastest dense way.
+    """Whether `event_driven.convolution` or `event_driven.linear` is faster than the fastest dense way.
 
     Args:
-        share: of the inputs that is not 0, see `sparse.density`.
+        share: of the inputs that is not 0, see `event_driven.density`.
         inputs, weight: `[N, in, H, W]` and `[out, in, *, *]`, or `[N, in]` and `[out, in]`; only sizes count.
         stride, padding: of height and width, of a convolution.
     """
@@ -30,7 +30,7 @@ def pays(share: float, inputs: Tensor, weight: Tensor, stride: Pair = (1, 1), pa
 
 
 def weight_gradient_pays(share: float, inputs: Tensor, weight: Tensor, padding: Pair = (1, 1)) -> bool:
-    """The same for `sparse.convolution_weight_gradient` and `sparse.linear_weight_gradient`."""
+    """The same for `event_driven.convolution_weight_gradient` and `event_driven.linear_weight_gradient`."""
     geometry = Geometry.of(inputs, weight, (1, 1), padding)
     lists = Bands.of(geometry).chunks * geometry.channels * geometry.taps * geometry.blocks
     additions = share * inputs.numel() * geometry.taps * geometry.blocks * WIDTH
@@ -49,9 +49,9 @@ def _dense_cost(inputs: Tensor, weight: Tensor, geometry: Geometry, direct: floa
     if weight.dim() == 2:
         return MULTIPLY * multiplications
     steps = (geometry.stride_y, geometry.stride_x), (geometry.above, geometry.before)
-    if not convolution.supports(inputs, weight, *steps):
+    if not winograd.supports(inputs, weight, *steps):
         return direct * multiplications
-    tiling = convolution.tiling_for(inputs)
+    tiling = winograd.tiling_for(inputs)
     values = geometry.batch * tiling.tiles(geometry.height, geometry.width) * tiling.matrices
     ins, outs = geometry.channels, geometry.out_channels
     return min(direct * multiplications, values * (FILTER * ins * outs + TRANSFORM * (ins + outs)))

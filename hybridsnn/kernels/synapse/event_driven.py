@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridsnn.kernels.synapse.vectors import MASK, WIDTH, active, add_rows, bits, lowest, transpose
 from hybridsnn.kernels.threads import over_ranges
-from hybridsnn.kernels.vectors import MASK, WIDTH, active, add_rows, bits, lowest, transpose
 
 ROWS = 576  # that are copied together: 144 KiB, a third of a small second-level cache
 SUMS = 2048  # rows of a gradient that are summed together: they are read and written once for `ROWS` of the errors

@@ -9,12 +9,12 @@ import torch
 from numba import extending, types
 from torch import Tensor
 
-from hybridsnn.kernels.exponential import exponential
-from hybridsnn.kernels.layout import Layout
+from hybridsnn.kernels.neuron.exponential import exponential
+from hybridsnn.kernels.neuron.layout import Layout
 from hybridsnn.kernels.threads import over_ranges
 
 if TYPE_CHECKING:
-    from hybridsnn.kernels import Surrogate
+    from hybridsnn.kernels.neuron import Surrogate
 
 BLOCK = 1024  # neurons per block: membranes, clocks and parameters of one block stay in the first-level cache
 THREAD = 128 * BLOCK  # neurons, times steps, that are worth waking a thread for: it takes a tenth of a millisecond
@@ -354,7 +354,7 @@ def forward(
     potentials: bool = False,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """See `hybridsnn.kernels.Kernel`."""
+    """See `hybridsnn.kernels.neuron.Kernel`."""
     layout, dtype = Layout(current), current.dtype
     if dtype == torch.float16:
         current = current.float()
@@ -398,7 +398,7 @@ def backward(
     learns_leak: bool,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """See `hybridsnn.kernels.Kernel`."""
+    """See `hybridsnn.kernels.neuron.Kernel`."""
     layout = Layout(bits)
     wide = torch.promote_types(grad_spikes.dtype, torch.float32)
     level, level_group = layout.group(threshold.to(wide))
@@ -436,7 +436,7 @@ def backward(
 
 
 def unpack(bits: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """See `hybridsnn.kernels.Kernel`."""
+    """See `hybridsnn.kernels.neuron.Kernel`."""
     layout = Layout(bits)
     rows = layout.rows(bits)
     spikes = torch.empty(steps, rows.shape[1], dtype=torch.float32 if dtype == torch.float16 else dtype)
@@ -445,7 +445,7 @@ def unpack(bits: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 def advance(since_spike: Tensor, bits: Tensor, steps: int) -> Tensor:
-    """See `hybridsnn.kernels.Kernel`."""
+    """See `hybridsnn.kernels.neuron.Kernel`."""
     layout = Layout(bits)
     clock = layout.row(since_spike).clone()
     over_ranges(_advance, len(clock), _worth_a_thread(steps), layout.rows(bits).numpy(), steps, clock.numpy())
@@ -455,7 +455,7 @@ def advance(since_spike: Tensor, bits: Tensor, steps: int) -> Tensor:
 def rewind(
     after: Tensor, bits: Tensor, steps: int, earlier: Sequence[tuple[Tensor, int]], since_spike: Tensor
 ) -> Tensor:
-    """See `hybridsnn.kernels.Kernel`. A search ends where it finds a spike, so all together pass over time once."""
+    """See `Kernel`. A search ends where it finds a spike, so all together pass over time once."""
     layout = Layout(bits)
     clock = layout.row(after).clone()
     pending = torch.empty_like(clock)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hybridsnn.kernels.layout import Layout
+from hybridsnn.kernels.neuron.layout import Layout
 
 if TYPE_CHECKING:
-    from hybridsnn.kernels import Surrogate
+    from hybridsnn.kernels.neuron import Surrogate
 
 BLOCK = 512  # neurons of a program, four for each of its threads: loads of 16 bytes, and small layers fill the GPU too
 # Multiply and add round apart, as in PyTorch: rounded once, a membrane may fall on the other side of the threshold.
@@ -52,8 +52,8 @@ def forward(
     potentials: bool = False,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """See `hybridsnn.kernels.Kernel`. All outputs lie in memory as `current` does."""
-    from hybridsnn.kernels import cuda_loops
+    """See `hybridsnn.kernels.neuron.Kernel`. All outputs lie in memory as `current` does."""
+    from hybridsnn.kernels.neuron import cuda_loops
 
     layout = Layout(current)
     steps = layout.steps
@@ -95,8 +95,8 @@ def backward(
     learns_leak: bool,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """See `hybridsnn.kernels.Kernel`."""
-    from hybridsnn.kernels import cuda_loops
+    """See `hybridsnn.kernels.neuron.Kernel`."""
+    from hybridsnn.kernels.neuron import cuda_loops
 
     layout = Layout(bits)
     steps = grad_spikes.shape[0]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hybridsnn.batch import Batch
 from hybridsnn.errors import ConfigError
+from hybridsnn.evaluation.measurement import Measurement, Rows
 from hybridsnn.model import ModelState, SpikingModel
-from hybridsnn.passes import Measurement, Rows
 
 # Time steps simulated before images that have left are taken out of the batch; they may leave at each of them. A longer
 # chunk simulates more steps of images that have left, a shorter one repeats more often what does not depend on its

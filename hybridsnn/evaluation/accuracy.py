@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridsnn.batch import Batch
+from hybridsnn.evaluation.measurement import Measurement, Rows
 from hybridsnn.model import ModelState, SpikingModel
-from hybridsnn.passes import Measurement, Rows
 
 CHUNK = 16  # time steps simulated at once
 

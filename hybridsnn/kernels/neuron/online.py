@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridsnn.kernels import choose, cpu
-from hybridsnn.kernels.exponential import exponential
-from hybridsnn.kernels.layout import Layout, reduce_to
-from hybridsnn.kernels.reference import broadcast
+from hybridsnn.kernels.neuron import choose, cpu
+from hybridsnn.kernels.neuron.exponential import exponential
+from hybridsnn.kernels.neuron.layout import Layout, reduce_to
+from hybridsnn.kernels.neuron.reference import broadcast
 from hybridsnn.kernels.threads import over_ranges
 
 if TYPE_CHECKING:
-    from hybridsnn.kernels import Surrogate
+    from hybridsnn.kernels.neuron import Surrogate
 
 
 @dataclass
@@ -78,7 +78,7 @@ def step(
         leak: `[]`.
         state: after the step before; is changed in place. Of the type of the currents, float32 at least.
         surrogate: gives `ds/dU`; one of the distance to the threshold.
-        kernel: "auto", or a name in `hybridsnn.kernels.KERNELS`.
+        kernel: "auto", or a name in `hybridsnn.kernels.neuron.KERNELS`.
 
     Returns:
         spikes `[B, *N]`, 0 or 1, in the type of `current`.

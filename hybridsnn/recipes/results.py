@@ -15,7 +15,7 @@ import pandas as pd
 
 from hybridsnn.artifacts import CONFIG, MANIFEST, Artifact, Manifest, lineage, sha256_of
 from hybridsnn.errors import ArtifactError
-from hybridsnn.recipes import Recipe, Row, Step
+from hybridsnn.recipes.recipe import Recipe, Row, Step
 from hybridsnn.reporting.measurements import by_step, total
 from hybridsnn.reporting.results import Result
 from hybridsnn.reporting.tables import markdown, results_table

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels import convolution, sparse, sparse_costs, transmission
+from hybridsnn.kernels.synapse import costs, event_driven, transmission, winograd
 
 
 class LearningSynapse:
@@ -59,7 +59,7 @@ class Linear(LearningSynapse):
             if self.weight.is_contiguous() and _pays(self.module, columns):
                 if self.weight.grad is None:
                     self.weight.grad = torch.zeros_like(self.weight)
-                sparse.linear_weight_gradient(columns, rows, self.weight.grad)
+                event_driven.linear_weight_gradient(columns, rows, self.weight.grad)
             elif self.weight.grad is not None and self.weight.grad.dtype == error.dtype:
                 self.weight.grad.addmm_(rows.t(), columns)  # the sum without a second tensor of the weight's size
             else:
@@ -98,16 +98,16 @@ class FastConvolution(LearningSynapse):
 
     def __init__(self, module: nn.Module, values: Tensor):
         super().__init__(module)
-        tiling = convolution.tiling_for(values)
-        self.prepared = convolution.transform_weight(self.weight, tiling)
-        self.gradient = convolution.WeightGradient(self.weight, tiling) if self.weight.requires_grad else None
+        tiling = winograd.tiling_for(values)
+        self.prepared = winograd.transform_weight(self.weight, tiling)
+        self.gradient = winograd.WeightGradient(self.weight, tiling) if self.weight.requires_grad else None
 
     def forward(self, values: Tensor) -> Tensor:
-        return convolution.forward(values, self.prepared, self.bias)
+        return winograd.forward(values, self.prepared, self.bias)
 
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
         if self.gradient is None:
-            return convolution.input_gradient(error, self.prepared) if needs_input else None
+            return winograd.input_gradient(error, self.prepared) if needs_input else None
         if needs_input:
             return self.gradient.add_and_pass(trace, error, self.prepared)
         self.gradient.add(trace, error)
@@ -127,19 +127,19 @@ class ConvolutionInBlocks(LearningSynapse):
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
         learns = self.weight.requires_grad
         if learns and _pays(self.module, trace):
-            add_gradient(self.weight, sparse.convolution_weight_gradient(trace, error))
+            add_gradient(self.weight, event_driven.convolution_weight_gradient(trace, error))
             learns = False
-        tiling = convolution.tiling_for(trace)
+        tiling = winograd.tiling_for(trace)
         passed: Tensor | None = None
         for filters in transmission.blocks(self.weight):
             weight, errors = self.weight[filters], error[:, filters]
-            gradient = convolution.WeightGradient(weight, tiling) if learns else None
+            gradient = winograd.WeightGradient(weight, tiling) if learns else None
             if needs_input:
-                prepared = convolution.transform_weight(weight, tiling)
+                prepared = winograd.transform_weight(weight, tiling)
                 if gradient is not None:
                     share = gradient.add_and_pass(trace, errors, prepared)
                 else:
-                    share = convolution.input_gradient(errors, prepared)
+                    share = winograd.input_gradient(errors, prepared)
                 passed = share if passed is None else passed.add_(share)
             elif gradient is not None:
                 gradient.add(trace, errors)
@@ -168,7 +168,7 @@ def _pays(module: Any, values: Tensor) -> bool:
     if not transmission.supports_sparse(module, values):
         return False
     padding = getattr(module, "padding", (0, 0))
-    return sparse_costs.weight_gradient_pays(sparse.density(values), values, module.weight, padding)
+    return costs.weight_gradient_pays(event_driven.density(values), values, module.weight, padding)
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
