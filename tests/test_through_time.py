@@ -540,7 +540,7 @@ def test_sums_on_the_grid_are_exact_whatever_runs_them(
     model = on_grid(model_of(spiking_body(wide_network(), (64, 6, 6))), RATES["medium"][0][1])
     frames = (torch.rand(20, 2, 64, 6, 6, generator=torch.Generator().manual_seed(2)) < 0.2).double()
     expected = counts_of(model, frames)
-    monkeypatch.setattr(transmission.sparse_costs, "pays", lambda *_: way == "sparse convolution")
+    monkeypatch.setattr(transmission.costs, "pays", lambda *_: way == "sparse convolution")
     if way == "dense":
         monkeypatch.setattr(transmission, "is_fast", lambda *_: False)
     with torch.no_grad():
