@@ -158,18 +158,16 @@ class Program:
             ConfigError: that names the first one.
         """
         for node in self.nodes:
-            module = node.module
-            if module is not None and has_hooks(module):
+            if has_hooks(node.module):
                 raise ConfigError(
                     f"network: '{node.name}' has forward or backward hooks, which {what} does not call; remove them"
                 )
 
 
-def has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module | None) -> bool:
     """Whether something is to be called when a module runs, forward or backward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return module is not None and any(getattr(module, name) for name in names)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hybridsnn.encoders import Frames, constant_in_time
 from hybridsnn.kernels.neuron import Surrogate
 from hybridsnn.kernels.synapse.transmission import transmit
 from hybridsnn.neurons import SharedDropout
-from hybridsnn.program.graph import Node, Program, Segment, attribute
+from hybridsnn.program.graph import Node, Program, Segment, attribute, has_hooks
 from hybridsnn.program.operations import Role
 
 Observer = Callable[[str, Tensor], None]
@@ -59,7 +59,8 @@ class Flow:
 
     def transmit(self, run: "Run", node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """What a synapse makes of values `[N, ...]`."""
-        result: Tensor = node.call(args, kwargs) if torch.is_grad_enabled() else transmit(node.module, *args, **kwargs)
+        plain = torch.is_grad_enabled() or has_hooks(node.module)
+        result: Tensor = node.call(args, kwargs) if plain else transmit(node.module, *args, **kwargs)
         return result
 
     def compute(self, run: "Run", node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -151,7 +152,8 @@ class Run:
     def is_last_use(self, node: Node) -> bool:
         """Whether nothing but a node reads its input, which a synapse made: its memory may be used."""
         (source,) = node.inputs
-        return source.role is Role.SYNAPSE and len(source.users) == 1 and source not in self.static
+        alone = len(source.users) == 1 and not has_hooks(source.module)
+        return alone and source.role is Role.SYNAPSE and source not in self.static
 
     def evaluate(self, node: Node, values: dict[Node, Any]) -> Any:
         """The value of one node in the chunk of time that is set, from those of its inputs."""
