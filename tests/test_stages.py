@@ -322,10 +322,10 @@ def test_learning_from_scratch(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_constants_are_as_given(granularity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights and batch norms are copies, and nobody asks for pictures."""
+    """Weights and batch norms are copies, and nobody asks for images."""
     ann = make(tmp_path, "train-ann", width=0.25, epochs=0, batch_norm=True)
 
-    def read(request: Any) -> ImageData:
+    def read(*request: Any) -> ImageData:
         raise PermissionError("opened the data set")
 
     monkeypatch.setitem(DATASETS, "digits", replace(DATASETS["digits"], read=read))
@@ -395,7 +395,7 @@ def test_networks_of_the_first_version_can_be_read(workplace: Path) -> None:
         del (
             description["spiking"]["batch_norm"],
             description["spiking"]["readout_leak"],
-            description["images"]["events"],
+            description["data"]["event_frames"],
         )
         path.write_text(json.dumps(description))
 
@@ -411,21 +411,21 @@ def test_a_batch_may_hold_all_images(tmp_path: Path) -> None:
 def test_part_of_the_images_serves_for_training_and_part_for_measuring(tmp_path: Path) -> None:
     """Of each class its share; every stage takes the same part."""
     config = resolve(TrainConfig, {"images": 200, "validation": 0.25, "seed": 3}, "train-ann")
-    pictures = open_new(config, Work(config, (), tmp_path, tmp_path, Environment()))
-    training, validation = pictures.training(10, 0).positions, pictures.measuring("validation", 10).positions
+    images = open_new(config, Work(config, (), tmp_path, tmp_path, Environment()))
+    training, validation = images.training(10, 0).positions, images.measuring("validation", 10).positions
     assert (len(training), len(validation)) == (150, 50)
     assert not set(training.tolist()) & set(validation.tolist())
-    counts = pictures.data.train.labels[torch.cat([training, validation])].bincount()
-    whole = pictures.data.train.labels.bincount()
+    counts = images.data.train.labels[torch.cat([training, validation])].bincount()
+    whole = images.data.train.labels.bincount()
     assert ((counts - 200 * whole / whole.sum()).abs() < 1).all()
     ann = make(tmp_path, "train-ann", width=0.25, epochs=1, images=200, batch_size=150, validation=0.25, seed=3)
-    again = open_again(load_network(ann)[1].images, Work(config, (ann,), tmp_path, tmp_path, Environment()))
+    again = open_again(load_network(ann)[1], Work(config, (ann,), tmp_path, tmp_path, Environment()))
     assert torch.equal(again.training(10, 0).positions, training)
     few = metrics(make(tmp_path, "evaluate", ann, images=50))
     assert few.loc[few["metric"] == "images", "value"].tolist() == [50]
 
 
-def test_a_folder_of_pictures_lies_inside_data(tmp_path: Path) -> None:
+def test_a_folder_of_images_lies_inside_data(tmp_path: Path) -> None:
     """Its name identifies the result, whatever lies around it."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     for place in ("train/a", "train/b", "test/a", "test/b"):
@@ -436,9 +436,10 @@ def test_a_folder_of_pictures_lies_inside_data(tmp_path: Path) -> None:
     config = resolve(TrainConfig, settings, "train-ann")
     environment = Environment(data=tmp_path / "data")
     work = Work(config, (), tmp_path, tmp_path, environment)
-    pictures = open_new(config, work)
+    images = open_new(config, work)
     assert work.data is not None and work.data[0] == "imagefolder:mine"
-    assert open_again(pictures.description, work).data is pictures.data  # opened once in a command
+    description = images.description(images.network("lenet5", batch_norm=False, width=1.0))
+    assert open_again(description, work).data is images.data  # opened once in a command
     stage = STAGES["train-ann"]
     moved = Environment(data=tmp_path / "elsewhere")
     assert stage.key(config, (), environment) == stage.key(config, (), moved)
@@ -450,8 +451,8 @@ def test_a_folder_of_pictures_lies_inside_data(tmp_path: Path) -> None:
 def logits(network: nn.Module, description: ModelDescription) -> Tensor:
     """What a network answers to eight images, with its own preprocessing, encoder and number of steps."""
     positions = torch.arange(8)
-    pictures = load(description.images.dataset, size=description.images.image_size).test.batch(positions)
-    images = description.images.preprocessing()(pictures)
+    raw = load(description.data.dataset, size=description.data.image_size).test.batch(positions)
+    images = description.preprocessing(raw)
     network.eval()
     with torch.no_grad():
         if description.spiking is None:
@@ -622,12 +623,12 @@ def test_what_was_interrupted_can_be_started_over(tmp_path: Path) -> None:
 
 def with_digits(monkeypatch: pytest.MonkeyPatch, change: Callable[[ImageData], ImageData]) -> None:
     entry = DATASETS["digits"]
-    monkeypatch.setitem(DATASETS, "digits", replace(entry, read=lambda request: change(entry.read(request))))
+    monkeypatch.setitem(DATASETS, "digits", replace(entry, read=lambda *request: change(entry.read(*request))))
 
 
 @dataclass(frozen=True, eq=False)
 class Sealed(MemoryImages):
-    """Pictures that nobody may look at."""
+    """Images that nobody may look at."""
 
     def batch(self, positions: Tensor) -> Tensor:
         raise PermissionError("looked at the test images")
@@ -701,8 +702,8 @@ def tamper(folder: Path, name: str, change: Callable[[Path], None]) -> None:
     ("place", "value", "message"),
     [
         ("colour", "red", "model.json: colour: "),
-        ("images.colour", "red", "model.json: images.colour: "),
-        ("images.mean", "none", "model.json: images.mean: "),
+        ("data.colour", "red", "model.json: data.colour: "),
+        ("preprocessing.mean", "none", "model.json: preprocessing.mean: "),
         ("network.colour", "red", "model.json: network.colour: "),
         ("network.classes", "ten", "model.json: network.classes: "),
         ("network.name", "digit-cnn", "model.json: network: unknown 'digit-cnn'. Did you mean 'digits-cnn'?"),
@@ -813,7 +814,7 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
         ("convert --granularity chanel", "Did you mean 'channel'?"),
         (
             "convert --encoder event",
-            "convert.encoder: got 'event', which does not encode pictures, must be direct or poisson for 'digits'",
+            "convert.encoder: got 'event', which does not encode images, must be direct or poisson for 'digits'",
         ),
         (
             "convert --threshold 0.5",
@@ -979,7 +980,7 @@ def test_a_network_of_timm(workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ("torchvision:resnet18", "network: 'torchvision:resnet18' takes pictures of 3 channels, got 1"),
+        ("torchvision:resnet18", "network: 'torchvision:resnet18' takes images of 3 channels, got 1"),
         ("torchvision:resnet81", "network: torchvision: unknown 'resnet81'. Did you mean 'resnet18'?"),
         ("timm:resnet81", "network: timm: unknown 'resnet81'. Did you mean 'resnet18'?"),
     ],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from hybridsnn.batch import without_time
+from hybridsnn.batch import time_average
 from hybridsnn.conversion.preparation import module_of
 from hybridsnn.conversion.scales import Scales, thresholds_for_activations
 from hybridsnn.encoders import Encoder
@@ -230,7 +230,7 @@ def percentile_of_activations(body: fx.GraphModule, calibration: Calibration) ->
 
     body.eval()
     for batch, _ in calibration.batches(FRAMES // 16):
-        _AnalogRun(body, observe).run(without_time(batch))
+        _AnalogRun(body, observe).run(time_average(batch))
     activations = {}
     for name, largest in kept.items():
         count = positive[name]
@@ -254,7 +254,7 @@ def maximum_activation(body: fx.GraphModule, calibration: Calibration) -> dict[s
 
     body.eval()
     for batch, _ in calibration.batches(FRAMES // 16):
-        _AnalogRun(body, observe).run(without_time(batch))
+        _AnalogRun(body, observe).run(time_average(batch))
     for name in activations:
         calibration.advance(name)
     return thresholds_for_activations(body, activations, calibration.encoder.scale)

@@ -17,7 +17,7 @@ def ann_accuracy(model: nn.Module, device: torch.device) -> Measurement[Rows]:
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Tensor]:
         model.eval()
-        logits, labels = model(batch.pictures.to(device)).float(), batch.labels.to(device)
+        logits, labels = model(batch.time_average.to(device)).float(), batch.labels.to(device)
         loss = functional.cross_entropy(logits, labels, reduction="none")
         return {"correct": (logits.argmax(1) == labels).cpu(), "loss": loss.double().cpu()}
 
@@ -59,11 +59,11 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
             spikes[name] += float(values.sum(dtype=torch.float64))
             neurons[name] = values[0].numel()
 
-        pictures, labels = batch.images.to(device), batch.labels.to(device)
+        images, labels = batch.images.to(device), batch.labels.to(device)
         state: ModelState | None = None
         for start in range(0, timesteps, CHUNK):
             steps = min(CHUNK, timesteps - start)
-            frames = model.encoder(pictures, batch.indices, steps, start=start, seed=seed)
+            frames = model.encoder(images, batch.indices, steps, start=start, seed=seed)
             outputs, state = model(frames, state, observe=observe)
             window = slice(start, start + steps)
             correct[window] = (outputs.argmax(2) == labels).sum(1).double().cpu()

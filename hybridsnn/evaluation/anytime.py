@@ -105,11 +105,11 @@ def exit_margin(
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Tensor]:
         model.eval()
-        pictures = batch.images.to(device)
+        images = batch.images.to(device)
         state: ModelState | None = None
         margins, answers = [], []
         for start in range(0, timesteps, CHUNK):
-            frames = model.encoder(pictures, batch.indices, min(CHUNK, timesteps - start), start=start, seed=seed)
+            frames = model.encoder(images, batch.indices, min(CHUNK, timesteps - start), start=start, seed=seed)
             outputs, state = model(frames, state)
             margins.append(margins_of(outputs))
             answers.append(outputs.argmax(2))

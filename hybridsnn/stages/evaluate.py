@@ -54,8 +54,8 @@ def run(work: Work) -> None:
             f"evaluate.exit_confidence: got {config.exit_confidence} for {work.parents[0].path}, a network without "
             "time steps to leave at; leave it out, or name spiking networks with --from"
         )
-    pictures = open_again(description.images, work).on(fabric.device)
-    source = pictures.measuring(config.split, config.batch_size, config.images)
+    images = open_again(description, work).on(fabric.device)
+    source = images.measuring(config.split, config.batch_size, config.images)
     if len(source) == 0:
         raise ConfigError(f"evaluate.split: '{config.split}' has no images; the network kept none back for validation")
     network = fabric.to_device(network)
@@ -67,7 +67,7 @@ def run(work: Work) -> None:
             timesteps = config.timesteps or description.spiking.timesteps
             early = []
             if config.exit_confidence is not None:
-                known = pictures.measuring("validation", config.batch_size)
+                known = images.measuring("validation", config.batch_size)
                 early = _leaving_early(spiking, source, known, work, fabric.device, timesteps)
             whole = snn_accuracy(spiking, fabric.device, timesteps=timesteps, seed=config.seed)
             rows = _pass(work, "evaluate", source, whole) + early

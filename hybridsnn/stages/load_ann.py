@@ -13,15 +13,16 @@ from torch import Tensor
 
 from hybridsnn.artifacts import sha256_of
 from hybridsnn.config import StageConfig
+from hybridsnn.data import DataSpec
 from hybridsnn.errors import ConfigError
 from hybridsnn.networks import NETWORKS, external
 from hybridsnn.registry import unknown
-from hybridsnn.stages import images
 from hybridsnn.stages.base import Environment, Stage, Work
-from hybridsnn.stages.networks import ModelDescription, mismatch, save_network
+from hybridsnn.stages.images import open_new, outside_of_images
+from hybridsnn.stages.networks import mismatch, save_network
 
 
-class LoadConfig(images.ImageSettings):
+class LoadConfig(DataSpec):
     """Reads weights from a file and checks that they fit the network exactly.
 
     The network is one of `hybridsnn list networks`, or `timm:NAME`, or `torchvision:NAME`. The file is a safetensors
@@ -39,7 +40,7 @@ class LoadConfig(images.ImageSettings):
 
 def outside(config: StageConfig, environment: Environment) -> Mapping[str, str]:
     """The content of the file of weights identifies the result, wherever it lies."""
-    hashes = dict(images.outside(config, environment))
+    hashes = dict(outside_of_images(config, environment))
     path = cast(LoadConfig, config).weights
     if path is not None and path.is_file():
         hashes["weights"] = sha256_of(path)
@@ -75,13 +76,13 @@ def run(work: Work) -> None:
     if config.network not in NETWORKS and not external.is_external(config.network):
         raise unknown("load-ann.network", config.network, [*NETWORKS, "timm:NAME", "torchvision:NAME"])
     weights = read_weights(config.weights)
-    pictures = images.open_new(config, work)
-    spec = pictures.network(config.network, batch_norm=config.batch_norm, width=config.width)
+    images = open_new(config, work)
+    spec = images.network(config.network, batch_norm=config.batch_norm, width=config.width)
     network = spec.build()
     if problem := mismatch(network, weights):
         raise ConfigError(f"load-ann.weights: {config.weights}: {problem}")
     network.load_state_dict(weights)
-    save_network(work.folder, ModelDescription(network=spec, images=pictures.description), network)
+    save_network(work.folder, images.description(spec), network)
 
 
 STAGE = Stage(

@@ -9,19 +9,20 @@ from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
+from hybridsnn.data import DataSpec
 from hybridsnn.evaluation.accuracy import ann_accuracy
 from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.learning import BackPropagation, seed_of
 from hybridsnn.networks import NETWORKS
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
-from hybridsnn.stages.images import ImageSettings, open_new, outside
-from hybridsnn.stages.networks import ModelDescription, save_network
+from hybridsnn.stages.images import open_new, outside_of_images
+from hybridsnn.stages.networks import save_network
 from hybridsnn.stages.training import INITIAL_WEIGHTS, TrainingSettings, train
 
 
-class NetworkSettings(ImageSettings):
-    """Which network, for which pictures."""
+class NetworkSettings(DataSpec):
+    """Which network, for which images."""
 
     network: Annotated[str, Choice(NETWORKS, "network")] = Field("digits-cnn", description="Network.")
     batch_norm: bool = Field(False, description="Batch norm after each convolution; convert folds it or keeps it.")
@@ -44,8 +45,8 @@ def run(work: Work) -> None:
     """Train and save; see `TrainConfig`."""
     config = cast(TrainConfig, work.config)
     fabric = fabric_for(work, config.precision)
-    pictures = open_new(config, work).on(fabric.device)
-    spec = pictures.network(config.network, batch_norm=config.batch_norm, width=config.width, dropout=config.dropout)
+    images = open_new(config, work).on(fabric.device)
+    spec = images.network(config.network, batch_norm=config.batch_norm, width=config.width, dropout=config.dropout)
     torch.manual_seed(seed_of(config.seed, INITIAL_WEIGHTS))
     network = spec.build().to(memory_format=torch.channels_last)
 
@@ -59,12 +60,12 @@ def run(work: Work) -> None:
         network,
         BackPropagation(),
         config,
-        pictures,
+        images,
         seed=config.seed,
-        encode=lambda batch, epoch: fabric.to_device(batch.pictures.contiguous(memory_format=torch.channels_last)),
+        encode=lambda batch, epoch: fabric.to_device(batch.time_average.contiguous(memory_format=torch.channels_last)),
         measure=measure,
     )
-    save_network(work.folder, ModelDescription(network=spec, images=pictures.description), network)
+    save_network(work.folder, images.description(spec), network)
 
 
 STAGE = Stage(
@@ -75,6 +76,6 @@ STAGE = Stage(
     produces="ann",
     run=run,
     folder=lambda config, parents: "train-ann",
-    outside=outside,
+    outside=outside_of_images,
     example="hybridsnn train-ann --dataset mnist --network lenet5 --epochs 10",
 )

@@ -12,7 +12,7 @@ from hybridsnn.config import Choice, StageConfig
 from hybridsnn.learning import OPTIMISERS, SCHEDULES, Encode, LearningRule, Optimisation, OwnRate, fit, seed_of
 from hybridsnn.stages.base import Work
 from hybridsnn.stages.compute import PRECISION, Precision
-from hybridsnn.stages.images import Pictures
+from hybridsnn.stages.images import LoadedImages
 from hybridsnn.stages.networks import write_metrics
 
 # Streams of random numbers derived from a stage's seed.
@@ -39,7 +39,7 @@ def train(
     network: nn.Module,
     rule: LearningRule,
     settings: TrainingSettings,
-    pictures: Pictures,
+    images: LoadedImages,
     *,
     seed: int,
     encode: Encode,
@@ -57,7 +57,7 @@ def train(
         augmentation: instead of the one the network was described with.
         own_rates, project: see `fit`.
     """
-    validation = pictures.measuring("validation", settings.batch_size) if pictures.description.validation else None
+    validation = images.measuring("validation", settings.batch_size) if images.spec.validation else None
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert validation is not None
@@ -76,7 +76,7 @@ def train(
             weight_decay=settings.weight_decay,
             epochs=settings.epochs,
         ),
-        pictures.training(settings.batch_size, seed_of(seed, ORDER), augmentation),
+        images.training(settings.batch_size, seed_of(seed, ORDER), augmentation),
         encode=encode,
         validate=validate if validation is not None else None,
         folder=work.scratch,
