@@ -19,7 +19,7 @@ BESIDE := nmnist-lenet5
 # $(call table,recipes,name,title,scale)
 table = $(BIN)/hybridsnn table $(1:%=pipelines/%.yaml) --scale $(4) --seeds $(SEEDS) --title "$(3)" \
         --output docs/results/$(2) $(FLAGS) \
-        $(if $(MINUTES),--stop-after $(MINUTES)) && $(BIN)/hybridsnn results docs/results
+        $(if $(MINUTES),--time-limit $(MINUTES)) && $(BIN)/hybridsnn results docs/results
 
 .PHONY: help install demo mnist mnist-scratch nmnist table-cifar10 table-cifar100 table-imagenet table-stop \
         table-laptop table-hours table-gpu bench bench-gpu test lint clean

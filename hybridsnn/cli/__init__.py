@@ -12,7 +12,7 @@ from hybridsnn.cli.showing import list_command, show_command
 from hybridsnn.errors import HybridSNNError, OutOfTimeError
 from hybridsnn.registry import unknown
 
-TIME_IS_UP = 75  # the exit code of a command that stopped and goes on when repeated (EX_TEMPFAIL of sysexits.h)
+TIME_LIMIT_REACHED = 75  # exit code: the same command resumes (EX_TEMPFAIL of sysexits.h)
 
 STAGE_HELP: dict[str, str] = {
     "train-ann": "Train a network to convert later.",
@@ -41,7 +41,7 @@ class CommandLine(click.Group):
         try:
             code = super().main(*positional, **extra)
         except (KeyboardInterrupt, click.Abort):
-            code = _fail("interrupted; the same command resumes where it stopped", debug, 130)
+            code = _fail("interrupted; the same command resumes where it was interrupted", debug, 130)
         except click.UsageError as error:
             help_hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
             code = _fail(f"{error.format_message()}{help_hint}", debug)
@@ -49,7 +49,7 @@ class CommandLine(click.Group):
             code = _fail(error.format_message(), debug)
         except OutOfTimeError as error:
             click.echo(str(error), err=True)
-            code = TIME_IS_UP
+            code = TIME_LIMIT_REACHED
         except (HybridSNNError, OSError) as error:
             code = _fail(str(error), debug)
         sys.exit(code if isinstance(code, int) else 0)

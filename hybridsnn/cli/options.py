@@ -52,13 +52,13 @@ _OPTIONS = (
     ),
     click.option("--download", is_flag=True, help="Fetch the data set if it is not there."),
     click.option(
-        "--resume/--fresh", default=True, help="Go on where a stopped run of the same command was, or start it over."
+        "--resume/--fresh", default=True, help="Resume what the same command left unfinished, or start it over."
     ),
     click.option(
-        "--stop-after",
+        "--time-limit",
         metavar="MINUTES",
         type=click.FloatRange(min=0, min_open=True),
-        help="Stop after so long, exit with 75, and go on when the same command is given again.",
+        help="Interrupt after this time with exit code 75; the same command resumes.",
     ),
 )
 
@@ -74,13 +74,13 @@ def where_and_how(command: Callable[..., None]) -> Callable[..., None]:
         data: Path | None,
         download: bool,
         resume: bool,
-        stop_after: float | None,
+        time_limit: float | None,
         **others: Any,
     ) -> None:
         from hybridsnn.stages.base import Environment
 
         progress = Bars() if sys.stderr.isatty() else Lines()
-        end = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
+        end = math.inf if time_limit is None else time.monotonic() + 60 * time_limit
         environment = Environment(device, data, download, progress, time_is_up=lambda: time.monotonic() >= end)
         command(*positional, where=Where(checkpoints, environment, fresh=not resume), **others)
 

@@ -134,20 +134,20 @@ def table_command(
         if rows[-1][0].row is None:
             raise ConfigError(f"{path}: is no row of a table; leave it out, or write its row")
 
-    table, stopped = Table(), None
+    table, interruption = Table(), None
     for paper, runs in rows:
         missing, made = False, []
         for seed, recipe in enumerate(runs):
             run_folder = where.checkpoints / (recipe.run_name if seed == 0 else f"{recipe.run_name}-seed{seed}")
             try:
-                if stopped is None:
+                if interruption is None:
                     environment.progress.say(f"{run_folder.name}: {recipe.description}")
                     running.run(recipe, run_folder, environment, fresh=where.fresh, **_telling(environment))
             except DataError as error:
                 environment.progress.say(f"{run_folder.name}: {error}")
                 missing = True
             except OutOfTimeError as error:  # what was made is a table too
-                stopped = error
+                interruption = error
             planned = running.plan(recipe, run_folder, environment)
             made.append({step.step.name: step.artifact for step in planned if step.artifact})
         table.add_row(runs[0], paper, made, missing=missing)
@@ -159,8 +159,8 @@ def table_command(
     print_table(list(numbers.columns), as_text(numbers).to_numpy().tolist())
     if output:
         click.echo(f"{output / 'index.html'}")
-    if stopped is not None:
-        raise stopped
+    if interruption is not None:
+        raise interruption
 
 
 @click.command("results")

@@ -25,7 +25,7 @@ class Batches:
     """The images at `positions` (int64 [N]) in batches, epoch after epoch.
 
     With a seed the order is shuffled. It depends on (seed, epoch) only and the augmentation on (seed, epoch, batch
-    number) only, so a training that was cut off after any batch goes on as if it had not been. Without a seed
+    number) only, so an interrupted training that resumes after any batch sees the same batches. Without a seed
     the images come in the order of `positions`, and cannot be augmented.
 
     Images are augmented and normalised on `device`; random changes are the same on all devices, up to the rounding of

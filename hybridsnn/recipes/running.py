@@ -46,7 +46,7 @@ def _look_at(step: Step, artifacts: Mapping[str, Artifact], run_folder: Path, en
     if artifact := find(run_folder, key):
         return Planned(step, "current", f"made {artifact.manifest.created:%Y-%m-%d %H:%M} UTC", artifact)
     if scratch_folder(run_folder, key).is_dir():
-        return Planned(step, "interrupted", "resumes where it stopped")
+        return Planned(step, "interrupted", "resumes where it was interrupted")
     return Planned(step, "to do", _difference(step, run_folder))
 
 
@@ -88,14 +88,14 @@ def run(
         one artifact for each step.
 
     Raises:
-        OutOfTimeError: within a step or between two, once the time is up.
+        OutOfTimeError: within a step or between two, once the time limit is reached.
     """
     artifacts: dict[str, Artifact] = {}
     made_any = False
     for step in recipe.steps:
         planned = _look_at(step, artifacts, run_folder, environment)
         if made_any and planned.status != "current" and environment.time_is_up():
-            raise OutOfTimeError(f"{step.name}: not begun, as the time is up; the same command goes on with it")
+            raise OutOfTimeError(f"{step.name}: not begun: time limit reached; the same command resumes here")
         on_step(planned)
         parents = [artifacts[source] for source in step.sources]
         artifact, made = execute(step.stage, step.config, parents, run_folder, environment, name=step.name, fresh=fresh)

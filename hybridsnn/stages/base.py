@@ -59,7 +59,7 @@ class Environment:
 
     Attributes:
         opened: the data set that was opened last, for the next stage of the same command.
-        time_is_up: whether to stop at the next place where that loses little; asked often.
+        time_is_up: whether the time limit is reached; a stage then saves a checkpoint and raises `OutOfTimeError`.
     """
 
     device: str = "auto"
@@ -149,7 +149,7 @@ def execute(
 
     Raises:
         ArtifactError: if the parents do not fit, or the current artifact is damaged.
-        OutOfTimeError: if the time was up before it was made.
+        OutOfTimeError: if the time limit was reached before it was made.
     """
     parents = tuple(parents)
     _check_parents(stage, parents)
@@ -201,7 +201,7 @@ def execute(
 
 
 def _seconds_in(scratch: Path) -> float:
-    """What stopped processes spent on what there is to resume; one that was killed could not say."""
+    """The time that interrupted processes have spent on this artifact; one that was killed has left no record."""
     with suppress(OSError, ValueError):
         return float((scratch / SPENT).read_text(encoding="utf-8"))
     return 0.0

@@ -171,7 +171,7 @@ def calibration(config: ConvertConfig, model: SpikingModel, description: ModelDe
         work.environment.progress.say(f"balanced {name} ({done} of {layers})")
         if done < layers and work.environment.time_is_up():
             raise OutOfTimeError(
-                f"stopped at {done} of {layers} layers, as the time is up; the same command starts it over"
+                f"interrupted at {done} of {layers} layers: time limit reached; the same command starts it over"
             )
 
     return Calibration(

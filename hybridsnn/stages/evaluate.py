@@ -6,6 +6,7 @@ from typing import Literal, cast
 import torch
 from pydantic import Field
 
+from hybridsnn.checkpoint import SAVE_EVERY, load_checkpoint, save_checkpoint
 from hybridsnn.config import StageConfig
 from hybridsnn.data import Batches
 from hybridsnn.errors import ConfigError, OutOfTimeError
@@ -13,7 +14,6 @@ from hybridsnn.evaluation.accuracy import ann_accuracy, snn_accuracy
 from hybridsnn.evaluation.anytime import early_accuracy, exit_margin, images_needed
 from hybridsnn.evaluation.measurement import Measurement, Result, Rows, join
 from hybridsnn.model import SpikingModel
-from hybridsnn.snapshot import SAVE_EVERY, load_snapshot, save_snapshot
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import PRECISION, Precision, fabric_for
 from hybridsnn.stages.images import open_again
@@ -91,33 +91,34 @@ def _leaving_early(
 
 
 def _pass(work: Work, doing: str, source: Batches, measurement: Measurement[Result]) -> Result:
-    """What a pass over the images finds out; one that was cut off goes on after the last batch that was kept.
+    """The result of one pass over the images; an interrupted pass resumes after the last batch of its checkpoint.
 
     Raises:
-        OutOfTimeError: between two batches, once the time is up.
+        OutOfTimeError: between two batches, once the time limit is reached.
     """
     environment, name, length = work.environment, work.parents[0].name, len(source)
     path = work.scratch / f"{doing.replace(' ', '-')}.safetensors"
     parts, done = [], 0
-    if kept := load_snapshot(path):
-        words, measured = kept
-        parts, done = [measured], words["batches"]
+    if kept := load_checkpoint(path):
+        values, measured = kept
+        parts, done = [measured], values["batches"]
         if done < length:
             environment.progress.say(f"{doing} {name}: resuming after batch {done} of {length}")
-    stopping, saved = False, time.monotonic()
+    interrupt, saved = False, time.monotonic()
     for batch in environment.progress.track(source.epoch(0, done), f"{doing} {name}", length - done):
         parts.append(measurement.of_batch(batch))
         done += 1
-        stopping = done < length and environment.time_is_up()
-        if stopping or done == length or time.monotonic() - saved > SAVE_EVERY:
+        interrupt = done < length and environment.time_is_up()
+        if interrupt or done == length or time.monotonic() - saved > SAVE_EVERY:
             parts = [join(parts)]
-            save_snapshot(path, {"batches": done}, parts[0])
+            save_checkpoint(path, {"batches": done}, parts[0])
             saved = time.monotonic()
-        if stopping:
+        if interrupt:
             break  # out of the loop first, so that whatever shows progress ends before the error
-    if stopping:
+    if interrupt:
         raise OutOfTimeError(
-            f"stopped in '{doing}' after batch {done} of {length}, as the time is up; the same command goes on there"
+            f"interrupted in '{doing}' after batch {done} of {length}: time limit reached; "
+            "the same command resumes there"
         )
     return measurement.result(join(parts))
 
