@@ -22,30 +22,30 @@ SHOWN = (
     "published to its ANN (points)", "T", "T published", "seeds", "data set", "wall time (s)", "note",
 )  # fmt: skip
 
-scale_option = click.option(
-    "--scale", default="full", show_default=True, help="One of the recipe's scales: how much of everything."
+preset_option = click.option(
+    "--preset", default="full", show_default=True, help="One of the recipe's presets of parameters, such as laptop."
 )
 overrides_option = click.option(
-    "--set", "overrides", metavar="NAME=VALUE", multiple=True, help="Replace a setting (step.setting) or turn a knob. "
-    "Can be repeated.",
+    "--set", "overrides", metavar="NAME=VALUE", multiple=True, help="Change a setting (step.setting=VALUE) or a parameter "
+    "(parameter=VALUE). Can be repeated.",
 )  # fmt: skip
 
 
 @click.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
-    "--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name, and the scale]"
+    "--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name, and the preset]"
 )
 @overrides_option
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
-@scale_option
+@preset_option
 @where_and_how
 def run_command(
     recipe: Path,
     run_name: str | None,
     overrides: tuple[str, ...],
     only_plan: bool,
-    scale: str,
+    preset: str,
     where: Where,
 ) -> None:
     """Run a recipe: make what is not current, resume what was interrupted.
@@ -57,7 +57,7 @@ def run_command(
     from hybridsnn.recipes import running
     from hybridsnn.recipes.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides, scale=scale)
+    loaded = load_recipe(recipe, overrides, preset=preset)
     check_name(run_name or loaded.run_name, "--run")
     run_folder = where.checkpoints / (run_name or loaded.run_name)
     environment = where.environment
@@ -93,7 +93,7 @@ def _telling(environment: "Environment") -> dict[str, Any]:
 
 @click.command("table")
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
-@scale_option
+@preset_option
 @overrides_option
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each recipe.")
 @click.option("--title", default="Results", show_default=True, help="Title of the page.")
@@ -105,7 +105,7 @@ def _telling(environment: "Environment") -> dict[str, Any]:
 @where_and_how
 def table_command(
     recipes: tuple[Path, ...],
-    scale: str,
+    preset: str,
     overrides: tuple[str, ...],
     seeds: int,
     title: str,
@@ -119,18 +119,18 @@ def table_command(
 
     \b
     Example:
-        hybridsnn table pipelines/cifar10-vgg5.yaml --scale laptop --data FOLDER
+        hybridsnn table pipelines/cifar10-vgg5.yaml --preset laptop --data FOLDER
     """
     from hybridsnn.recipes import running
     from hybridsnn.recipes.recipe import load_recipe
-    from hybridsnn.recipes.results import Table
+    from hybridsnn.recipes.table import Table
     from hybridsnn.reporting import as_text, results_table, write_table_page
 
     environment = where.environment
     rows = []
     for path in recipes:
-        turned = [[*overrides, f"seed={seed}"] if seeds > 1 else overrides for seed in range(seeds)]
-        rows.append((load_recipe(path), [load_recipe(path, values, scale=scale) for values in turned]))
+        changes = [[*overrides, f"seed={seed}"] if seeds > 1 else overrides for seed in range(seeds)]
+        rows.append((load_recipe(path), [load_recipe(path, values, preset=preset) for values in changes]))
         if rows[-1][0].row is None:
             raise ConfigError(f"{path}: is no row of a table; leave it out, or write its row")
 
@@ -175,7 +175,7 @@ def results_command(folder: Path) -> None:
     Example:
         hybridsnn results docs/results
     """
-    from hybridsnn.recipes.results import page
+    from hybridsnn.recipes.table import page
 
     text, numbers = page(folder)
     (folder / "README.md").write_text(text, encoding="utf-8")

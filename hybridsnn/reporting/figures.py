@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hybridsnn.reporting.measurements import by_epoch, by_layer, by_step, kept_epoch, total
+from hybridsnn.reporting.metrics import by_epoch, by_layer, by_step, kept_epoch, total
 from hybridsnn.reporting.records import NetworkReport, evaluation_of, names_of
 from hybridsnn.reporting.style import (
     COLOURS,

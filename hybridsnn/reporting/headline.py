@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hybridsnn.reporting.measurements import by_step, total
+from hybridsnn.reporting.metrics import by_step, total
 from hybridsnn.reporting.quantities import signed, whole
 from hybridsnn.reporting.records import NetworkReport, evaluation_of
 from hybridsnn.reporting.tables import last_step, reference_accuracy

@@ -9,7 +9,7 @@ from hybridsnn.errors import ArtifactError
 from hybridsnn.reporting.figures import FIGURES
 from hybridsnn.reporting.headline import headlines
 from hybridsnn.reporting.lineage import lineage_svg
-from hybridsnn.reporting.measurements import total
+from hybridsnn.reporting.metrics import total
 from hybridsnn.reporting.page import grid, render
 from hybridsnn.reporting.records import NetworkReport, Provenance, evaluation_of
 from hybridsnn.reporting.svg import inline_svg

@@ -22,7 +22,7 @@ class Result:
     published: float | None
     accuracies: tuple[float, ...]  # one a seed; empty: not run
     test_images: int | None
-    scale: str  # "full", "laptop", "gpu"
+    preset: str  # of the recipe: "full", "laptop", "gpu"
     device: str
     wall_seconds: float | None  # of the stages this number alone adds, mean over seeds
     created: str  # date, UTC
@@ -55,11 +55,11 @@ class Gap:
 
 
 def gaps(results: Sequence[Result]) -> list[Gap]:
-    """Of each result, to the ANN of the same recipe at the same scale; of ANNs themselves there is none."""
-    anns = {(result.recipe, result.scale): result for result in results if result.column == ANN}
+    """Of each result, to the ANN of the same recipe and preset; of ANNs themselves there is none."""
+    anns = {(result.recipe, result.preset): result for result in results if result.column == ANN}
 
     def gap(result: Result) -> Gap:
-        ann = anns.get((result.recipe, result.scale))
+        ann = anns.get((result.recipe, result.preset))
         if ann is None or result.column == ANN:
             return Gap(None, None)
         return Gap(_less(result.mean, ann.mean), _less(result.published, ann.published))

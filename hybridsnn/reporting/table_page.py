@@ -13,7 +13,7 @@ from hybridsnn.reporting.recipe_figure import recipe_figure
 from hybridsnn.reporting.results import ANN, Gap, Result, gaps
 from hybridsnn.reporting.svg import inline_svg
 
-FULL = "full"  # the scale at which a paper can be held against a number
+FULL = "full"  # the preset whose numbers can be compared with the paper's
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Number:
     @property
     def comparable(self) -> bool:
         """Whether its difference to the published number says something about the method."""
-        return self.result.scale == FULL
+        return self.result.preset == FULL
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Entry:
         return [row.result for row in self.rows if row.result.accuracies]
 
     @property
-    def scales(self) -> list[str]:
-        """At which scales it was run."""
-        return _distinct(result.scale for result in self.run)
+    def presets(self) -> list[str]:
+        """The presets it was run with."""
+        return _distinct(result.preset for result in self.run)
 
     @property
     def conditions(self) -> list[str]:
-        """Scale, device and date of its runs, each combination once."""
-        return _distinct(f"{result.scale} scale on {result.device}, {result.created}" for result in self.run)
+        """Preset, device and date of its runs, each combination once."""
+        return _distinct(f"preset {result.preset} on {result.device}, {result.created}" for result in self.run)
 
     @property
     def spread(self) -> bool:
@@ -117,12 +117,12 @@ def write_table_page(
         title=title,
         papers=papers,
         counts=(len(run), len(results)),
-        scales=_distinct(result.scale for result in run),
+        presets=_distinct(result.preset for result in run),
         devices=_distinct(result.device for result in run),
         dates=sorted({result.created for result in run}),
         seeds=sorted({len(result.accuracies) for result in run}),
         versions=_versions(run),
-        smaller=sorted({result.scale for result in run} - {FULL}),
+        smaller=sorted({result.preset for result in run} - {FULL}),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from hybridsnn.reporting.measurements import by_layer, by_step, total
+from hybridsnn.reporting.metrics import by_layer, by_step, total
 from hybridsnn.reporting.quantities import signed
 from hybridsnn.reporting.records import NetworkReport, evaluation_of, names_of
 from hybridsnn.reporting.results import Result, gaps
@@ -90,7 +90,7 @@ def reference_accuracy(network: NetworkReport, networks: Sequence[NetworkReport]
 def results_table(results: Sequence[Result]) -> pd.DataFrame:
     """One row per result: what the paper has and what runs gave; accuracies in %, differences in points.
 
-    What lies between a number and its own ANN tells at every scale what the spikes cost.
+    The difference to its own ANN is what the spikes cost, at every preset.
 
     `evaluation` is the beginning of the digest of each seed's.
     """
@@ -112,7 +112,7 @@ def results_table(results: Sequence[Result]) -> pd.DataFrame:
             "data set": result.dataset,
             "images": result.images,
             "test images": result.test_images,
-            "scale": result.scale,
+            "preset": result.preset,
             "device": result.device,
             "wall time (s)": result.wall_seconds,
             "evaluation": ", ".join(digest[:12] for digest in result.digests) or None,

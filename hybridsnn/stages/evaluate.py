@@ -11,7 +11,7 @@ from hybridsnn.config import StageConfig
 from hybridsnn.data import Batches
 from hybridsnn.errors import ConfigError, OutOfTimeError
 from hybridsnn.evaluation.accuracy import ann_accuracy, snn_accuracy
-from hybridsnn.evaluation.anytime import early_accuracy, exit_margin, images_needed
+from hybridsnn.evaluation.early_exit import early_exit_accuracy, exit_margin, images_needed
 from hybridsnn.evaluation.measurement import Measurement, Result, Rows, join
 from hybridsnn.model import SpikingModel
 from hybridsnn.stages.base import Stage, Work
@@ -87,7 +87,7 @@ def _leaving_early(
         )
     run = {"timesteps": timesteps, "seed": config.seed}
     margin = _pass(work, "calibrate", known, exit_margin(network, device, confidence=confidence, **run))
-    return _pass(work, "leave early", source, early_accuracy(network, device, margin=margin, **run))
+    return _pass(work, "leave early", source, early_exit_accuracy(network, device, margin=margin, **run))
 
 
 def _pass(work: Work, doing: str, source: Batches, measurement: Measurement[Result]) -> Result:

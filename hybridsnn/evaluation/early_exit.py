@@ -163,7 +163,7 @@ def answer_early(
     return answers
 
 
-def early_accuracy(
+def early_exit_accuracy(
     model: SpikingModel, device: torch.device, *, margin: float, timesteps: int, seed: int
 ) -> Measurement[Rows]:
     """What images that leave early are answered, and what it takes.

@@ -16,7 +16,7 @@ import pandas as pd
 from hybridsnn.artifacts import CONFIG, MANIFEST, Artifact, Manifest, lineage, sha256_of
 from hybridsnn.errors import ArtifactError
 from hybridsnn.recipes.recipe import Recipe, Row, Step
-from hybridsnn.reporting.measurements import by_step, total
+from hybridsnn.reporting.metrics import by_step, total
 from hybridsnn.reporting.results import Result
 from hybridsnn.reporting.tables import markdown, results_table
 from hybridsnn.stages.networks import METRICS
@@ -41,8 +41,8 @@ class Table:
         """Add the results of a recipe.
 
         Args:
-            recipe: one that has a row, at the scale it was run at.
-            paper: it at full scale.
+            recipe: one that has a row, with the preset it was run with.
+            paper: the same recipe with the preset `full`.
             runs: for each seed, the artifacts there are, by step.
             missing: whether the data set could not be opened.
         """
@@ -150,7 +150,7 @@ def _result(
         published=published,
         accuracies=tuple(round(_accuracy(one), DIGITS) for one in metrics),
         test_images=_count(total(metrics[0], "images")) if metrics else None,
-        scale=recipe.scale,
+        preset=recipe.preset,
         device=last.device if last else "",
         wall_seconds=round(statistics.fmean(seconds), 1) if seconds else None,
         created=f"{last.created:%Y-%m-%d}" if last else "",
@@ -224,7 +224,7 @@ Made by `hybridsnn results docs/results` from the tables in this folder; nothing
 metrics of an evaluation say. Their hash is in its manifest, which has the hashes of what it was made from, and so on
 down to the first training: `evidence.json` holds these files, and the command stops at a number that they do not prove.
 
-Networks at another scale than `full` are smaller, or learned from fewer images for fewer epochs, than the papers':
+With another preset than `full`, networks are smaller than the papers' or were trained on fewer images for fewer epochs:
 compare them with the ANN of the same row.
 """
 
@@ -242,7 +242,7 @@ def _lines(result: Result) -> list[dict[str, Any]]:
 def _results(lines: Sequence[Mapping[str, str]]) -> list[Result]:
     grouped: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
     for line in lines:
-        grouped.setdefault((line["recipe"], line["scale"], line["column"]), []).append(line)
+        grouped.setdefault((line["recipe"], line["preset"], line["column"]), []).append(line)
     return [_from_lines(same) for same in grouped.values()]
 
 
@@ -267,7 +267,7 @@ def _from_lines(same: Sequence[Mapping[str, str]]) -> Result:
         published=number("published"),
         accuracies=tuple(float(one["accuracy"]) for one in same if one["accuracy"]),
         test_images=whole("test_images"),
-        scale=line["scale"],
+        preset=line["preset"],
         device=line["device"],
         wall_seconds=number("wall_seconds"),
         created=line["created"],
