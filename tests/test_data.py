@@ -644,11 +644,6 @@ def test_pictures_stay_on_their_device(name: str) -> None:
     assert images.shape == (4, 2, 8, 8)
 
 
-def test_drop_last() -> None:
-    batches = Batches(IMAGES, POSITIONS, PREPROCESSING, 8, drop_last=True)
-    assert [len(part.labels) for part in batches.epoch(0)] == [8] * 5 and len(batches) == 5
-
-
 def test_an_empty_selection_has_no_batches() -> None:
     batches = Batches(IMAGES, POSITIONS[:0], PREPROCESSING, 8)
     assert len(batches) == 0 and list(batches.epoch(0)) == []

@@ -126,14 +126,6 @@ def test_data_are_named_only_where_they_differ():
     assert accuracy_table([ann(), snn(split="validation")])["data"].tolist() == ["digits, test", "digits, validation"]
 
 
-def test_synaptic_operations_are_shown_where_counted():
-    network, counted = snn(), snn(label="counted")
-    assert "synaptic operations / image" not in accuracy_table([network])
-    last = counted.evaluation["metric"] == "images"
-    counted.evaluation.loc[last, ["metric", "value"]] = ["synaptic-operations", 12345.0]
-    assert as_text(accuracy_table([network, counted]))["synaptic operations / image"].tolist() == ["–", "12,345"]
-
-
 def leaving_early(network, accuracy=0.88, mean_steps=1.25):
     rows = [
         ("test", None, None, None, "exit-accuracy", accuracy),

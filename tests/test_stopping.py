@@ -236,7 +236,7 @@ def make(run: Path, stage: str, *parents: Any, time_is_up: Callable[[], bool] = 
 
 def test_a_conversion_keeps_nothing_and_starts_over(tmp_path: Path) -> None:
     ann = make(tmp_path, "train-ann", **ANN)
-    with pytest.raises(OutOfTimeError, match=r"^convert-max: interrupted at 2 of \d+ layers, .* starts it over$"):
+    with pytest.raises(OutOfTimeError, match=r"^convert-max: interrupted at 2 of \d+ layers: .* starts it over$"):
         make(tmp_path, "convert", ann, timesteps=2, time_is_up=Clock(2))
     assert [path.name for path in tmp_path.iterdir()] == ["train-ann"]
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"surrogates", "neurons", "encoders", "batch"},
     {"program"},
     {"networks", "model"},
-    {"conversion", "learning", "data", "evaluation", "exporters", "reporting"},
+    {"conversion", "learning", "data", "evaluation", "reporting"},
     {"stages"},
     {"recipes"},
     {"cli"},

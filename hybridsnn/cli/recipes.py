@@ -26,9 +26,12 @@ preset_option = click.option(
     "--preset", default="full", show_default=True, help="One of the recipe's presets of parameters, such as laptop."
 )
 overrides_option = click.option(
-    "--set", "overrides", metavar="NAME=VALUE", multiple=True, help="Change a setting (step.setting=VALUE) or a parameter "
-    "(parameter=VALUE). Can be repeated.",
-)  # fmt: skip
+    "--set",
+    "overrides",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Change a setting (step.setting=VALUE) or a parameter (parameter=VALUE) of the recipe. Can be repeated.",
+)
 
 
 @click.command("run")

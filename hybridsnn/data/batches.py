@@ -1,5 +1,6 @@
 """Batches of preprocessed images, prepared in the background."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,7 +43,6 @@ class Batches:
     _: KW_ONLY
     augmentation: str = "none"
     seed: int | None = None
-    drop_last: bool = False
     device: torch.device = CPU
 
     def __post_init__(self) -> None:
@@ -52,8 +52,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        whole, rest = divmod(len(self.positions), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return math.ceil(len(self.positions) / self.batch_size)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number`, the next ones prepared by one thread while the caller uses the current one.

@@ -114,10 +114,9 @@ def _details(network: NetworkReport, networks: Sequence[NetworkReport]) -> list[
         near = steps_to_reach(network, reference - NEAR)
         if near is not None:
             details.append(f"within {NEAR:.0f} point from T = {near} on")
-    for metric, words in (("spikes-per-image", "spikes"), ("synaptic-operations", "synaptic operations")):
-        count = total(network.evaluation, metric)
-        if count == count:
-            details.append(f"{whole(count)} {words} per image")
+    spikes = total(network.evaluation, "spikes-per-image")
+    if spikes == spikes:
+        details.append(f"{whole(spikes)} spikes per image")
     return details
 
 

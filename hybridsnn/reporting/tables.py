@@ -41,11 +41,10 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
                 "anytime (%)": round(100 * total(network.evaluation, "exit-accuracy"), 2),
                 "mean steps": round(total(network.evaluation, "exit-mean-steps"), 2),
                 "spikes / image": round(total(network.evaluation, "spikes-per-image"), 1),
-                "synaptic operations / image": round(total(network.evaluation, "synaptic-operations"), 1),
             }
         )
     table = pd.DataFrame(rows).astype({"T": "Int64"})
-    optional = ["T", "vs ANN (points)", "anytime (%)", "mean steps", "spikes / image", "synaptic operations / image"]
+    optional = ["T", "vs ANN (points)", "anytime (%)", "mean steps", "spikes / image"]
     unneeded = [name for name in optional if table[name].isna().all()]
     if table["data"].nunique() == 1:
         unneeded.append("data")
