@@ -196,7 +196,7 @@ def claim(run_folder: Path, key: str, waiting: Callable[[], None]) -> Iterator[N
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one at `path`: the former owner may have removed it while this process waited."""
+    """Whether an open file is still the one at `path`: its former owner may have removed it in the meantime."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The options of commands that run stages: where, and how."""
+"""The options that all commands share that run stages: folders, device, resuming."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """What those options say.
+    """The values of those options.
 
     Attributes:
         checkpoints: the folder that holds the runs.
@@ -38,22 +38,20 @@ checkpoints_option = click.option(
     envvar="HYBRIDSNN_CHECKPOINTS",
     show_default=True,
     show_envvar=True,
-    help="Folder that holds the runs.",
+    help="Folder of the runs.",
 )
 _OPTIONS = (
     checkpoints_option,
-    click.option("--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda, cuda:1, ..."),
+    click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1, ..."),
     click.option(
         "--data",
         type=click.Path(path_type=Path, file_okay=False),
         envvar="HYBRIDSNN_DATA",
         show_envvar=True,
-        help="Folder that holds the data sets, or the folder of images.",
+        help="Folder of the data sets, or the image folder itself.",
     ),
-    click.option("--download", is_flag=True, help="Fetch the data set if it is not there."),
-    click.option(
-        "--resume/--fresh", default=True, help="Resume what the same command left unfinished, or start it over."
-    ),
+    click.option("--download", is_flag=True, help="Download the data set if it is missing."),
+    click.option("--resume/--fresh", default=True, help="Resume what the same command left unfinished, or start over."),
     click.option(
         "--time-limit",
         metavar="MINUTES",

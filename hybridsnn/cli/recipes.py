@@ -1,4 +1,4 @@
-"""Commands that run recipes, set results beside what is published, and trace them."""
+"""Commands that run recipes, compare results with published ones, and verify them."""
 
 import csv
 from pathlib import Path
@@ -37,10 +37,10 @@ overrides_option = click.option(
 @click.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
-    "--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name, and the preset]"
+    "--run", "run_name", metavar="NAME", help="Name of the run.  [default: the recipe's name, and the preset]"
 )
 @overrides_option
-@click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would be done, and do nothing.")
 @preset_option
 @where_and_how
 def run_command(
@@ -51,7 +51,7 @@ def run_command(
     preset: str,
     where: Where,
 ) -> None:
-    """Run a recipe: make what is not current, resume what was interrupted.
+    """Run the stages of a recipe whose artifacts are missing or out of date.
 
     \b
     Example:
@@ -98,12 +98,18 @@ def _telling(environment: "Environment") -> dict[str, Any]:
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
 @preset_option
 @overrides_option
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each recipe.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of runs of each recipe, with the seeds 0, 1, ...",
+)
 @click.option("--title", default="Results", show_default=True, help="Title of the page.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the numbers and a page.",
+    help="Folder for the numbers (CSV), their evidence and a page.",
 )
 @where_and_how
 def table_command(
@@ -115,10 +121,10 @@ def table_command(
     output: Path | None,
     where: Where,
 ) -> None:
-    """Run recipes and set what they gave beside what their papers say.
+    """Run recipes and compare their results with the published ones.
 
-    A recipe whose data set is missing becomes a row that says so. The numbers are written after every recipe, so
-    what is done is there whatever happens to the rest; the page comes last.
+    A recipe whose data set is missing becomes a row that says so. The numbers are written after every recipe, the page
+    at the end.
 
     \b
     Example:
@@ -169,10 +175,10 @@ def table_command(
 @click.command("results")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def results_command(folder: Path) -> None:
-    """Trace every number of the tables in FOLDER to its run, and write FOLDER/README.md.
+    """Verify every number of the tables in FOLDER, and write FOLDER/README.md.
 
-    A number is what the metrics of an evaluation say, whose hash is in its manifest, which names the hashes of what it
-    was made from, and so on down to the first training. One that is not stops the command.
+    A number must be in the metrics of an evaluation, whose hash is in its manifest, as are the hashes of what it was
+    made from, and so on back to the first training. The command fails at a number for which this does not hold.
 
     \b
     Example:

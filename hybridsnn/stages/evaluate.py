@@ -1,4 +1,4 @@
-"""`evaluate`: one pass over images gives accuracy at every step, firing rates and spikes per image."""
+"""`evaluate`: accuracy at every time step, firing rates and spikes per image, in one pass over the images."""
 
 import time
 from typing import Literal, cast
@@ -21,27 +21,26 @@ from hybridsnn.stages.networks import load_network, write_metrics
 
 
 class EvaluateConfig(StageConfig):
-    """Measures each network of the run, or the one that `--from` names.
+    """Measures each network of the run, or those that `--from` names.
 
-    One simulation gives the accuracy for every number of time steps up to T. This is the only stage that sees the
-    test images.
+    One simulation gives the accuracy after every time step up to T. No other stage uses the test images.
     """
 
-    split: Literal["test", "validation"] = Field("test", description="Which images.")
+    split: Literal["test", "validation"] = Field("test", description="Split of the data set to evaluate on.")
     images: int | None = Field(
-        None, gt=0, description="How many of them, of each class its share, the same for every network; unset: all."
+        None, gt=0, description="Number of images, stratified by class, the same for every network; unset: all."
     )
-    timesteps: int | None = Field(None, gt=0, description="Time steps T; unset: those of the network.")
-    batch_size: int = Field(100, gt=0, description="Images at once; changes no result.")
+    timesteps: int | None = Field(None, gt=0, description="Number of time steps T; unset: that of the network.")
+    batch_size: int = Field(100, gt=0, description="Batch size; does not change results.")
     precision: Precision = Field("32-true", description=PRECISION)
     exit_confidence: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Measure too what becomes of images that leave as soon as, with this probability, their answer is "
-        "that of all T steps; learned from the validation images. Unset: all run to the end.",
+        description="Also measure early exit: each image stops at the first step whose answer agrees with the answer "
+        "after T steps with this probability, calibrated on the validation images. Unset: no early exit.",
     )
-    seed: int = Field(0, ge=0, description="Seed of random spikes.")
+    seed: int = Field(0, ge=0, description="Random seed of the encoder.")
 
 
 def run(work: Work) -> None:
@@ -51,13 +50,13 @@ def run(work: Work) -> None:
     network, description = load_network(work.parents[0])
     if description.spiking is None and config.exit_confidence is not None:
         raise ConfigError(
-            f"evaluate.exit_confidence: got {config.exit_confidence} for {work.parents[0].path}, a network without "
-            "time steps to leave at; leave it out, or name spiking networks with --from"
+            f"evaluate.exit_confidence: got {config.exit_confidence} for {work.parents[0].path}, an ANN, "
+            "which has no time steps; leave it out, or name spiking networks with --from"
         )
     images = open_again(description, work).on(fabric.device)
     source = images.measuring(config.split, config.batch_size, config.images)
     if len(source) == 0:
-        raise ConfigError(f"evaluate.split: '{config.split}' has no images; the network kept none back for validation")
+        raise ConfigError(f"evaluate.split: '{config.split}' has no images; none were held out for validation")
     network = fabric.to_device(network)
     with fabric.autocast():
         if description.spiking is None:
@@ -68,26 +67,26 @@ def run(work: Work) -> None:
             early = []
             if config.exit_confidence is not None:
                 known = images.measuring("validation", config.batch_size)
-                early = _leaving_early(spiking, source, known, work, fabric.device, timesteps)
+                early = _early_exit(spiking, source, known, work, fabric.device, timesteps)
             whole = snn_accuracy(spiking, fabric.device, timesteps=timesteps, seed=config.seed)
             rows = _pass(work, "evaluate", source, whole) + early
     write_metrics(work.folder, STAGE.name, config.split, rows)
 
 
-def _leaving_early(
+def _early_exit(
     network: SpikingModel, source: Batches, known: Batches, work: Work, device: torch.device, timesteps: int
 ) -> Rows:
-    """Rows of images that leave when their margin is that at which the known images show it to be safe."""
+    """Rows of early exit, with the margin calibrated on the images `known`."""
     config = cast(EvaluateConfig, work.config)
     confidence = cast(float, config.exit_confidence)
     if len(known.positions) < (needed := images_needed(confidence)):
         raise ConfigError(
-            f"evaluate.exit_confidence: got {confidence}, which takes {needed:,} validation images to promise, but the "
-            f"network kept back {len(known.positions):,}; lower it, or keep more back (--validation of the first stage)"
+            f"evaluate.exit_confidence: got {confidence}, which takes {needed:,} validation images to promise, but "
+            f"{len(known.positions):,} were held out; lower it, or hold out more (--validation of the first stage)"
         )
     run = {"timesteps": timesteps, "seed": config.seed}
     margin = _pass(work, "calibrate", known, exit_margin(network, device, confidence=confidence, **run))
-    return _pass(work, "leave early", source, early_exit_accuracy(network, device, margin=margin, **run))
+    return _pass(work, "early exit", source, early_exit_accuracy(network, device, margin=margin, **run))
 
 
 def _pass(work: Work, doing: str, source: Batches, measurement: Measurement[Result]) -> Result:
@@ -125,7 +124,7 @@ def _pass(work: Work, doing: str, source: Batches, measurement: Measurement[Resu
 
 STAGE = Stage(
     name="evaluate",
-    summary="Measure networks on the test images.",
+    summary="Measure accuracy and spikes on the test images.",
     config=EvaluateConfig,
     consumes=("ann", "snn"),
     produces="evaluation",

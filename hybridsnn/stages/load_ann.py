@@ -1,4 +1,4 @@
-"""`load-ann`: bring in a network that was trained elsewhere."""
+"""`load-ann`: load an ANN that was trained elsewhere."""
 
 import pickle
 from collections.abc import Mapping
@@ -25,16 +25,18 @@ from hybridsnn.stages.networks import mismatch, save_network
 class LoadConfig(DataSpec):
     """Reads weights from a file and checks that they fit the network exactly.
 
-    The network is one of `hybridsnn list networks`, or `timm:NAME`, or `torchvision:NAME`. The file is a safetensors
-    file or a `state_dict` saved by PyTorch; nothing in it is executed. Name the data set the network was trained on:
-    later stages calibrate and evaluate with it.
+    The network is one of `hybridsnn list networks`, `timm:NAME` or `torchvision:NAME`. The file is a safetensors file
+    or a `state_dict` saved by PyTorch; no code in it is executed. `--dataset` names the data set that the network was
+    trained on: later stages calibrate and evaluate with it.
     """
 
-    network: str = Field("digits-cnn", description="Network: of the registry, timm:NAME or torchvision:NAME.")
-    batch_norm: bool = Field(False, description="Whether a network of the registry has batch norm.")
-    width: float = Field(1.0, gt=0, description="Factor on all channels of a network of the registry.")
+    network: str = Field(
+        "digits-cnn", description="Network: see `hybridsnn list networks`, or timm:NAME, or torchvision:NAME."
+    )
+    batch_norm: bool = Field(False, description="Batch norm after each convolution; not of timm, torchvision.")
+    width: float = Field(1.0, gt=0, description="Factor on the channels of every layer; not of timm, torchvision.")
     weights: Path | None = Field(
-        None, description="File with the weights (.safetensors, .pt, .pth).", json_schema_extra={"location": True}
+        None, description="File of weights (.safetensors, .pt, .pth).", json_schema_extra={"location": True}
     )
 
 
@@ -87,7 +89,7 @@ def run(work: Work) -> None:
 
 STAGE = Stage(
     name="load-ann",
-    summary="Bring in a trained network from elsewhere.",
+    summary="Load an ANN that was trained elsewhere.",
     config=LoadConfig,
     consumes=(),
     produces="ann",

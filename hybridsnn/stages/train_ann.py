@@ -1,4 +1,4 @@
-"""`train-ann`: train a network that can be converted."""
+"""`train-ann`: train an ANN."""
 
 from collections.abc import Iterable
 from typing import Annotated, cast
@@ -25,20 +25,19 @@ class NetworkSettings(DataSpec):
     """Which network, for which images."""
 
     network: Annotated[str, Choice(NETWORKS, "network")] = Field("digits-cnn", description="Network.")
-    batch_norm: bool = Field(False, description="Batch norm after each convolution; convert folds it or keeps it.")
-    width: float = Field(1.0, gt=0, description="Factor on all channels.")
-    dropout: float | None = Field(None, ge=0, lt=1, description="Probability of dropout; unset: the network's own.")
+    batch_norm: bool = Field(False, description="Batch norm after each convolution; convert folds or keeps it.")
+    width: float = Field(1.0, gt=0, description="Factor on the number of channels of every layer.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout probability; unset: the network's own.")
 
 
 class TrainConfig(TrainingSettings, NetworkSettings):
-    """Trains on the training images and keeps the epoch that is best on images kept back from them.
+    """Trains on the training images and keeps the weights of the epoch with the best validation accuracy.
 
-    The test images are never touched. An interrupted training goes on where it was when the same command is given
-    again, and ends with the same weights. With `--epochs 0` the network stays untrained: the start of a
-    from-scratch control.
+    The test images are never used. An interrupted training resumes when the command is repeated, and ends with the
+    same weights. With `--epochs 0` the network stays untrained, to be trained from scratch as a spiking network.
     """
 
-    epochs: int = Field(30, ge=0, description="How often the training images are seen; 0: leave untrained.")
+    epochs: int = Field(30, ge=0, description="Number of epochs; 0: leave untrained.")
 
 
 def run(work: Work) -> None:
@@ -70,7 +69,7 @@ def run(work: Work) -> None:
 
 STAGE = Stage(
     name="train-ann",
-    summary="Train a network to convert later.",
+    summary="Train an ANN to convert.",
     config=TrainConfig,
     consumes=(),
     produces="ann",
