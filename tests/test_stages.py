@@ -868,7 +868,7 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
         ("evaluate --exit-confidence nan", "evaluate.exit_confidence: "),
         (
             "evaluate --exit-confidence 0.9",
-            "evaluate.exit_confidence: got 0.9 for checkpoints/default/ann, a network without time steps to leave at; "
+            "evaluate.exit_confidence: got 0.9 for checkpoints/default/ann, an ANN, which has no time steps; "
             "leave it out, or name spiking networks with --from",
         ),
         (
@@ -908,7 +908,7 @@ def test_there_may_be_no_validation_images(workplace: Path) -> None:
     assert "evaluate.split: 'validation' has no images" in refuse("evaluate", "--split", "validation", "--from", "all")
     succeed("convert", "--from", "all", "--timesteps", "2", "--calibration-images", "32", "--name", "blind")
     message = refuse("evaluate", "--exit-confidence", "0.5", "--from", "blind")
-    assert "takes 1 validation images to promise, but the network kept back 0" in message
+    assert "takes 1 validation images to promise, but 0 were held out" in message
 
 
 # Networks from elsewhere.

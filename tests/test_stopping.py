@@ -248,7 +248,7 @@ def test_an_evaluation_that_stops_after_any_batch_ends_the_same(tmp_path: Path) 
     early = {"exit_confidence": 0.9, "batch_size": 72}
     for parent, passes, settings in (  # passes with the number of their batches
         (ann, {"evaluate": 4}, {}),
-        (snn, {"calibrate": 2, "leave early": 5, "evaluate": 5}, early),
+        (snn, {"calibrate": 2, "early exit": 5, "evaluate": 5}, early),
     ):
         whole = make(tmp_path, "evaluate", parent, **settings)
         expected = (whole.path / "metrics.csv").read_bytes()

@@ -103,7 +103,7 @@ def _telling(environment: "Environment") -> dict[str, Any]:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Number of runs of each recipe, with the seeds 0, 1, ...",
+    help="Number of seeds (0, 1, ...) that each recipe is run with.",
 )
 @click.option("--title", default="Results", show_default=True, help="Title of the page.")
 @click.option(
