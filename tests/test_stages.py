@@ -201,7 +201,7 @@ def test_images_may_leave_early(run: Path) -> None:
     report = make(run, "report", make(run, "evaluate", of(run, "ann")), early)
     table = pd.read_csv(report.file("accuracy.csv"))
     assert table["mean steps"].tolist()[1] == pytest.approx(mean, abs=0.005)
-    assert f"{table['anytime (%)'][1]:.2f} %" == accuracy
+    assert f"{table['early exit (%)'][1]:.2f} %" == accuracy
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -873,8 +873,8 @@ def test_other_pictures_are_refused(stage: str, source: str, workplace: Path, mo
         ),
         (
             "evaluate --exit-confidence 0.999 --from converted",
-            "evaluate.exit_confidence: got 0.999, which takes 999 validation images to promise, but the network kept "
-            "back 144; lower it, or keep more back",
+            "evaluate.exit_confidence: got 0.999, which takes 999 validation images to promise, but 144 were "
+            "held out; lower it, or hold out more",
         ),
         ("evaluate --device nonsense", "device: got 'nonsense'"),
         ("report --from tuned --from ann-test", "is of kind snn, wanted evaluation"),

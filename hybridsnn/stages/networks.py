@@ -1,4 +1,4 @@
-"""Networks in artifacts: `model.json` says how to build one, `model.safetensors` holds its weights. Never pickle."""
+"""Networks in artifacts: `model.json` describes how to build one, `model.safetensors` holds its weights. No pickle."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,10 +28,10 @@ class _Description(BaseModel):
 
 
 class SpikingDescription(_Description):
-    """What turns the network into a spiking one.
+    """How the network is made spiking.
 
     Attributes:
-        timesteps: T, unless an evaluation asks for another.
+        timesteps: number of time steps T, unless an evaluation sets another.
         granularity, reset, initial_potential, max_pool: see `spiking_body`.
         batch_norm: folded into the synapses, or kept in them.
         readout_leak: see `SpikingModel`.
@@ -154,7 +154,7 @@ def load_network(artifact: Artifact) -> tuple[nn.Module, ModelDescription]:
 
 
 def mismatch(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
-    """How weights differ from those that a network needs, in one line; None if they fit exactly."""
+    """How weights differ from those of a network, in one line; None if they match exactly."""
     needed = network.state_dict()
     groups = {
         "missing": [name for name in needed if name not in weights],
