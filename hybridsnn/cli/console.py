@@ -101,7 +101,7 @@ class Bars:
 
 
 class Lines:
-    """Progress in a log file: no control codes, and at most one line every ten seconds beside the messages of stages."""
+    """Progress in a log file: no control codes, at most one line in ten seconds beside the messages of stages."""
 
     interval = 10.0  # seconds
 
