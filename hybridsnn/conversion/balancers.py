@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from hybridsnn.batch import without_time
+from hybridsnn.batch import time_average
 from hybridsnn.conversion.scales import Scales, thresholds_for_activations
 from hybridsnn.encoders import Encoder
 from hybridsnn.kernels.neuron import Kernel, choose
@@ -171,7 +171,7 @@ def _observe_activations(
 
     body.eval()
     for batch, _ in calibration.batches(FRAMES // 16):
-        analogue(program, without_time(batch), note)
+        analogue(program, time_average(batch), note)
 
 
 @torch.no_grad()
