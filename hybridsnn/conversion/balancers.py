@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from hybridsnn.batch import time_average
-from hybridsnn.conversion.scales import Scales, thresholds_for_activations
+from hybridsnn.conversion.activation_scales import ActivationScales, thresholds_for_activations
 from hybridsnn.encoders import Encoder
 from hybridsnn.kernels.neuron import Kernel, choose
 from hybridsnn.neurons import SpikingNeuron
@@ -72,7 +72,7 @@ def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str,
     """
     body.eval()
     program = Program(body)
-    scales = Scales(body, calibration.encoder.scale)
+    scales = ActivationScales(body, calibration.encoder.scale)
     segments = program.segments
     last_use = {source: neurons for neurons, segment in segments.items() for source in segment.sources}
     batches = list(calibration.batches(max(1, FRAMES // calibration.timesteps)))

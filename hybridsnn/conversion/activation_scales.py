@@ -1,8 +1,9 @@
-"""What one unit of each value stands for in the ANN, and the weights that keep a spiking network true to it.
+"""The activation scale of each node, and the weights that follow from it.
 
-A spike of a neuron with threshold θ stands for θ times what a unit of its current stands for. Weights are copied
-unless they must change: a bias is divided by the scale of its layer, a vector of scales (one for each channel) is
-folded into the weights that follow, and where two branches meet in a sum the later one takes over the other's scale.
+The activation scale of a value is the activation of the ANN that a 1 in the spiking network stands for. That of the
+spikes of a layer is its threshold times that of its current. Weights are copied unless they must change: a bias is
+divided by the scale of its layer, a vector of scales (one per channel) is folded into the weights that follow, and
+where two branches meet in a sum the later one takes over the scale of the other.
 """
 
 import operator
@@ -17,14 +18,14 @@ from hybridsnn.neurons import SpikingNeuron
 from hybridsnn.program.operations import Role, Weighting, module_of, role_of
 
 
-class Scales:
-    """Walks a spiking body in order and rescales its synapses as the thresholds before them become known.
+class ActivationScales:
+    """Visits a spiking body in order, and rescales its synapses as the thresholds before them become known.
 
     `visit` is called on every node in graph order; for a neuron, after `set_threshold`.
 
     Args:
         body: is changed in place; its weights are still those of the prepared ANN.
-        input_scale: what an input of 1 stands for (the encoder's scale).
+        input_scale: the activation scale of the input, which is the encoder's.
     """
 
     def __init__(self, body: fx.GraphModule, input_scale: float = 1.0):
@@ -35,7 +36,7 @@ class Scales:
         self.thresholds: dict[fx.Node, Tensor] = {}  # likewise
 
     def current_scale(self, neuron: fx.Node) -> Tensor:
-        """What a unit of current into a neuron stands for; scalar or `[channels]`."""
+        """The activation scale of the current into a neuron, a scalar or `[channels]`."""
         return self.of[neuron.all_input_nodes[0]]
 
     def set_threshold(self, neuron: fx.Node, threshold: Tensor) -> None:
@@ -50,7 +51,7 @@ class Scales:
 
     @torch.no_grad()
     def visit(self, node: fx.Node) -> None:
-        """Find the scale of a node's value, and rescale its weights if it has any."""
+        """Find the activation scale of a node's value, and rescale its weights if it has any."""
         module, role = module_of(self.body, node), role_of(self.body, node)
         if role is Role.INPUT:
             # In double precision, so that scales stay true through a deep network.
@@ -75,7 +76,7 @@ class Scales:
             self.of[node] = self._reshape(node, incoming)
 
     def _target(self, node: fx.Node) -> Tensor | None:
-        """The scale that a synapse has to give its values, None if it is free."""
+        """The activation scale that a synapse has to give its output, None if any will do."""
         partner = self.alignments.get(node)
         return None if partner is None else self.of[partner]
 
@@ -135,9 +136,9 @@ def apply_thresholds(body: fx.GraphModule, thresholds: dict[str, Tensor], input_
     Args:
         body: a spiking body with the ANN's weights.
         thresholds: by name of the neuron, scalar or `[channels]`, for the currents of the rescaled network.
-        input_scale: what an input of 1 stands for.
+        input_scale: the activation scale of the input.
     """
-    scales = Scales(body, input_scale)
+    scales = ActivationScales(body, input_scale)
     for node in body.graph.nodes:
         if role_of(body, node) is Role.NEURON:
             scales.set_threshold(node, thresholds[str(node.target)])
@@ -152,9 +153,9 @@ def thresholds_for_activations(
     Args:
         body: a spiking body with the ANN's weights; is rescaled in place, so hand in a copy.
         activations: by name of the neuron, scalar or `[channels]`, in units of the ANN.
-        input_scale: what an input of 1 stands for.
+        input_scale: the activation scale of the input.
     """
-    scales = Scales(body, input_scale)
+    scales = ActivationScales(body, input_scale)
     for node in body.graph.nodes:
         if role_of(body, node) is Role.NEURON:
             scales.set_threshold(node, activations[str(node.target)] / scales.current_scale(node))
