@@ -316,7 +316,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
     (tmp_path / "whole").mkdir()
     whole, history, _ = train(make, tmp_path / "whole", optimiser)
     assert not same_weights(whole, make())
-    for cuts in ([0], [1], [2], [3], [1, 3]):
+    for cuts in ([0], [2], [1, 3]):
         folder = tmp_path / str(cuts)
         folder.mkdir()
         for cut in cuts:
