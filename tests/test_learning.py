@@ -376,6 +376,21 @@ def test_training_learns(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     assert len(losses) == 25 and losses[-1] < 0.7 * losses[0]
 
 
+def test_the_learning_rate_moves_with_each_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress: list[float] = []
+    set_rate = Optimisation.set_rate
+
+    def watched(self: Optimisation, optimiser: torch.optim.Optimizer, at: float) -> float:
+        progress.append(at)
+        return set_rate(self, optimiser, at)
+
+    monkeypatch.setattr(Optimisation, "set_rate", watched)
+    _, history, _ = train(ann, tmp_path)  # four epochs of two batches
+    assert list(dict.fromkeys(progress)) == [batch / 8 for batch in range(8)]
+    rates = [row["value"] for row in history if row["metric"] == "learning-rate"]  # of the last batch of each
+    assert rates == pytest.approx([0.01 * SCHEDULES["cosine"].factor(batch / 8) for batch in (1, 3, 5, 7)])
+
+
 def test_bounds_are_restored_after_each_update(tmp_path: Path) -> None:
     """Thresholds and leaks that learn at a rate of their own are brought back by `project`, which sees every update."""
     network: Any = snn()
