@@ -78,10 +78,8 @@ def losses(evaluation: Artifact) -> list[float]:
     return accuracies(evaluation, "loss")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def begin(folder: Path) -> Path:
     """A run with a network of each kind, to read from and to add to."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "default"
     ann = make(folder, "train-ann", name="ann", **ANN)
     converted = make(folder, "convert", ann, name="converted", timesteps=8, initial_potential=0.5)
     make(folder, "finetune", converted, name="tuned", epochs=1, timesteps=3, learning_rate=2e-3, dropout=0.0)
@@ -93,30 +91,15 @@ def of(run: Path, name: str) -> Artifact:
     return Artifact.open(run / name)
 
 
-@pytest.fixture
-def workplace(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own to call commands in, whose run holds what `run` began with; returns the run."""
-    return enter(copied(run, tmp_path), monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def copy_of_run(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copied(run, tmp_path_factory.mktemp("unchanged"))
-
-
-@pytest.fixture
-def unchanged(copy_of_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workplace for commands that change nothing, and so one for all of them."""
-    return enter(copy_of_run, monkeypatch)
-
-
 def copied(run: Path, folder: Path) -> Path:
+    """The folder, with a copy of what `run` began with as its default run."""
     for name in ("ann", "converted", "tuned", "ann-test"):
         shutil.copytree(run / name, folder / "checkpoints" / "default" / name)
     return folder
 
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Call commands in this folder from now on; returns its default run."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("HYBRIDSNN_CHECKPOINTS", raising=False)
     monkeypatch.delenv("HYBRIDSNN_DATA", raising=False)
@@ -509,7 +492,8 @@ def test_a_saved_network_answers_the_same_in_another_process(tmp_path: Path, mon
     constant = make(tmp_path, "convert", ann, leak=0.5, readout_leak=0.5, timesteps=4, **scratch)
     made = (ann, direct, poisson, tuned, constant)
     arguments = [str(tmp_path / "logits.safetensors"), *(str(artifact.path) for artifact in made)]
-    program = "import sys, torch, test_stages; torch.set_num_threads(1); test_stages.write_logits(*sys.argv[1:])"
+    here = write_logits.__module__
+    program = f"import sys, torch, {here}; torch.set_num_threads(1); {here}.write_logits(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, env=ALONE, cwd=Path(__file__).parent)
     there = load_file(tmp_path / "logits.safetensors")
     for artifact, timesteps in zip(made, (None, 5, 7, 3, 4), strict=True):
