@@ -492,8 +492,8 @@ def test_a_saved_network_answers_the_same_in_another_process(tmp_path: Path, mon
     constant = make(tmp_path, "convert", ann, leak=0.5, readout_leak=0.5, timesteps=4, **scratch)
     made = (ann, direct, poisson, tuned, constant)
     arguments = [str(tmp_path / "logits.safetensors"), *(str(artifact.path) for artifact in made)]
-    here = write_logits.__module__
-    program = f"import sys, torch, {here}; torch.set_num_threads(1); {here}.write_logits(*sys.argv[1:])"
+    home = write_logits.__module__
+    program = f"import sys, torch, {home}; torch.set_num_threads(1); {home}.write_logits(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, env=ALONE, cwd=Path(__file__).parent)
     there = load_file(tmp_path / "logits.safetensors")
     for artifact, timesteps in zip(made, (None, 5, 7, 3, 4), strict=True):
