@@ -3,23 +3,23 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?=
-SCALE  ?= full
+PRESET ?= full
 SEEDS  ?= 1
 MINUTES ?=
 RUN    := $(BIN)/hybridsnn run
 FLAGS  := $(if $(DATA),--data $(DATA))
 
-# Tables: `make table-cifar10 DATA=FOLDER SCALE=laptop SEEDS=3 MINUTES=30`; the pages go to docs/results/.
+# Tables: `make table-cifar10 DATA=FOLDER PRESET=laptop SEEDS=3 MINUTES=30`; the pages go to docs/results/.
 HYBRID_CIFAR10 := cifar10-vgg5 cifar10-vgg9 cifar10-vgg16 cifar10-resnet8 cifar10-resnet20
 HYBRID_CIFAR100 := cifar100-vgg11
 HYBRID_IMAGENET := imagenet-resnet34 imagenet-vgg16
 STOP := mnist-lenet5-scratch cifar10-vgg11-stop cifar10-resnet18-stop cifar100-vgg11-stop dvs-gesture-vgg11-stop \
         cifar10-dvs-vgg11-stop
 BESIDE := nmnist-lenet5
-# $(call table,recipes,name,title,scale)
-table = $(BIN)/hybridsnn table $(1:%=pipelines/%.yaml) --scale $(4) --seeds $(SEEDS) --title "$(3)" \
+# $(call table,recipes,name,title,preset)
+table = $(BIN)/hybridsnn table $(1:%=pipelines/%.yaml) --preset $(4) --seeds $(SEEDS) --title "$(3)" \
         --output docs/results/$(2) $(FLAGS) \
-        $(if $(MINUTES),--stop-after $(MINUTES)) && $(BIN)/hybridsnn results docs/results
+        $(if $(MINUTES),--time-limit $(MINUTES)) && $(BIN)/hybridsnn results docs/results
 
 .PHONY: help install demo mnist mnist-scratch nmnist table-cifar10 table-cifar100 table-imagenet table-stop \
         table-laptop table-hours table-gpu bench bench-gpu test lint clean
@@ -60,25 +60,25 @@ nmnist: $(BIN)/.installed-tonic  ## LeNet-5 on N-MNIST recordings; DATA=FOLDER h
 	$(RUN) pipelines/nmnist-lenet5.yaml $(FLAGS)
 
 table-cifar10: $(BIN)/.installed  ## the hybrid paper's rows on CIFAR-10; DATA=FOLDER holds the data sets
-	$(call table,$(HYBRID_CIFAR10),cifar10-$(SCALE),Hybrid conversion and STDB on CIFAR-10,$(SCALE))
+	$(call table,$(HYBRID_CIFAR10),cifar10-$(PRESET),Hybrid conversion and STDB on CIFAR-10,$(PRESET))
 
 table-cifar100: $(BIN)/.installed  ## the hybrid paper's row on CIFAR-100
-	$(call table,$(HYBRID_CIFAR100),cifar100-$(SCALE),Hybrid conversion and STDB on CIFAR-100,$(SCALE))
+	$(call table,$(HYBRID_CIFAR100),cifar100-$(PRESET),Hybrid conversion and STDB on CIFAR-100,$(PRESET))
 
 table-imagenet: $(BIN)/.installed  ## the hybrid paper's rows on ImageNet
-	$(call table,$(HYBRID_IMAGENET),imagenet-$(SCALE),Hybrid conversion and STDB on ImageNet,$(SCALE))
+	$(call table,$(HYBRID_IMAGENET),imagenet-$(PRESET),Hybrid conversion and STDB on ImageNet,$(PRESET))
 
 table-stop: $(BIN)/.installed-tonic  ## the STOP paper's rows
-	$(call table,$(STOP),stop-$(SCALE),STOP,$(SCALE))
+	$(call table,$(STOP),stop-$(PRESET),STOP,$(PRESET))
 
-table-laptop: $(BIN)/.installed-tonic  ## all rows at small scale, about an hour of two cores
+table-laptop: $(BIN)/.installed-tonic  ## all rows with the preset laptop, about an hour on two cores
 	$(call table,$(HYBRID_CIFAR10) $(HYBRID_CIFAR100) $(HYBRID_IMAGENET) $(STOP) $(BESIDE),laptop,All rows on a laptop,laptop)
 
-table-hours: $(BIN)/.installed  ## VGG5 at full width on CIFAR-10 as pictures, some hours of two cores
+table-hours: $(BIN)/.installed  ## VGG5 at full width on CIFAR-10 as JPEG files, some hours on two cores
 	$(call table,cifar10-vgg5,hours,VGG5 at full width,hours)
 
 table-gpu: MINUTES := 9
-table-gpu: $(BIN)/.installed  ## VGG16 on CIFAR-10 as pictures on a GPU; stops after 9 minutes, goes on when repeated
+table-gpu: $(BIN)/.installed  ## VGG16 on CIFAR-10 as JPEG files on a GPU, 9 minutes at a time
 	$(call table,cifar10-vgg16,gpu,VGG16 at full width,gpu)
 
 bench: $(BIN)/.installed-bench  ## time and memory as ratios, to other libraries too, into docs/

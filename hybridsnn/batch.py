@@ -1,4 +1,4 @@
-"""A batch of pictures, as data sets make it and training and measuring use it."""
+"""A batch of labelled images, as data sets make it and training and evaluation use it."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pictures for a network.
+    """Images, their labels and their indices in the data set.
 
     Attributes:
-        images: float32 [B, C, H, W], normalised; of events [B, T, C, H, W], frames over time.
+        images: float32 [B, C, H, W], normalised; of event data [B, T, C, H, W], frames over time.
         labels: int64 [B].
-        indices: int64 [B], the position of each picture in its data set: the counter of its random spikes.
+        indices: int64 [B], the position of each image in its data set; random spikes are a function of it.
     """
 
     images: Tensor
@@ -20,11 +20,11 @@ class Batch:
     indices: Tensor
 
     @property
-    def pictures(self) -> Tensor:
-        """What a network without time sees: [B, C, H, W]."""
-        return without_time(self.images)
+    def time_average(self) -> Tensor:
+        """The input of a network without time: [B, C, H, W]."""
+        return time_average(self.images)
 
 
-def without_time(images: Tensor) -> Tensor:
-    """Pictures [B, C, H, W] as they are, frames [B, T, C, H, W] by their mean: the constant current of equal total."""
+def time_average(images: Tensor) -> Tensor:
+    """Images [B, C, H, W] unchanged; frames [B, T, C, H, W] averaged over T, the constant input of equal total."""
     return images.mean(1) if images.dim() == 5 else images

@@ -204,7 +204,7 @@ class Coding:
     Attributes:
         encode: (images / scale, indices, timesteps, start, seed) -> frames.
         random: whether it depends on the seed.
-        events: whether images are frames over time, `[B, T, C, H, W]`; else they are pictures, `[B, C, H, W]`.
+        events: whether it encodes frames over time, `[B, T, C, H, W]`, instead of images, `[B, C, H, W]`.
     """
 
     summary: str

@@ -22,4 +22,4 @@ class DataError(HybridSNNError):
 
 
 class OutOfTimeError(HybridSNNError):
-    """No fault: the time a command was given is up. The command line exits with 75, and the same command goes on."""
+    """The time limit is reached; no fault. The command line exits with 75, and the same command resumes."""

@@ -11,9 +11,9 @@ from toy_networks import CLASSES, Residual, encodable, exact, seeded, spiking
 from hybridsnn.batch import Batch
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ConfigError
-from hybridsnn.evaluation.anytime import (
+from hybridsnn.evaluation.early_exit import (
     answer_early,
-    early_accuracy,
+    early_exit_accuracy,
     exit_margin,
     images_needed,
     margin_bound,
@@ -196,7 +196,7 @@ def test_what_is_measured_is_what_happens(size: int) -> None:
     assert margin == margin_bound(misleading_margins(margins, answers), 0.8)
     assert 0 < sum(misled(margins, answers, margin)) < 0.2 * (IMAGES + 1)
     steps, classes = leave(margins, answers, margin)
-    rows = evaluate(early_accuracy(model, CPU, margin=margin, timesteps=STEPS, seed=3), batches)
+    rows = evaluate(early_exit_accuracy(model, CPU, margin=margin, timesteps=STEPS, seed=3), batches)
     assert {(row["metric"], row.get("step")): row["value"] for row in rows} == pytest.approx(
         {
             ("exit-accuracy", None): sum(c == y for c, y in zip(classes, LABELS.tolist(), strict=True)) / IMAGES,

@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 from toy_stages import TOYS, SmallConfig, TrainConfig, snapshot
 
-from hybridsnn import artifacts
-from hybridsnn.artifacts import Artifact, Draft, artifacts_in, find, key_of, lineage, newest, scratch_folder, write_json
+from hybridsnn.artifacts import (
+    Artifact,
+    Draft,
+    artifacts_in,
+    draft,
+    find,
+    key_of,
+    lineage,
+    newest,
+    scratch_folder,
+    write_json,
+)
 from hybridsnn.config import StageConfig
 from hybridsnn.errors import ArtifactError
 from hybridsnn.stages.base import Environment, Stage, default_parents, execute
@@ -130,7 +140,7 @@ def test_the_key_sees_stage_settings_parents_version_and_the_outside(
         key_of("s", TrainConfig(), [ann], {"weights": "1"}),
         key_of("s", TrainConfig(), [ann], {"weights": "2"}),
     ]
-    monkeypatch.setattr(artifacts, "__version__", "9")
+    monkeypatch.setattr(draft, "__version__", "9")
     different.append(key_of("s", TrainConfig(), [ann]))
     assert len({base, *different}) == len(different) + 1
 

@@ -216,7 +216,7 @@ def test_a_recipe_from_plan_to_table(tmp_path: Path) -> None:
 
 MISSING = """
 name: missing
-knobs: {seed: 0}
+parameters: {seed: 0}
 row: {paper: toys, network: other, columns: {test: a toy}, published: {test: 99.0}}
 stages:
   ann:  {stage: train-ann, dataset: mnist, network: lenet5, epochs: 0, seed: $seed}
@@ -227,9 +227,9 @@ stages:
 def test_a_table_with_a_row_that_lacks_its_data(tmp_path: Path) -> None:
     Path("shared.yaml").write_text(SHARED)
     Path("above.yaml").write_text(ABOVE)
-    Path("missing.yaml").write_text(MISSING.replace("knobs", "scales: {small: {}}\nknobs"))
+    Path("missing.yaml").write_text(MISSING.replace("parameters", "presets: {small: {}}\nparameters"))
     command = (
-        "table", "above.yaml", "missing.yaml", "--scale", "small", "--seeds", "2", "--output", "results/toys",
+        "table", "above.yaml", "missing.yaml", "--preset", "small", "--seeds", "2", "--output", "results/toys",
         "--data", str(tmp_path / "nowhere"),
     )  # fmt: skip
     printed = succeed(*command)

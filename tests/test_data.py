@@ -146,7 +146,7 @@ def test_every_data_set_loads(name: str, size: int | None, tmp_path: Path, monke
         assert raw.max() > raw.min()
         batch = next(Batches(images, torch.arange(len(images)), preprocessing, 4).epoch(0))
         seen = (len(data_set.mean), preprocessing.size, preprocessing.size)
-        assert batch.images.shape == (4, *time, *seen) and batch.pictures.shape == (4, *seen)
+        assert batch.images.shape == (4, *time, *seen) and batch.time_average.shape == (4, *seen)
     assert data_set.augmentation in AUGMENTATIONS
     assert data_set.name == name and data_set.summary
     assert data.name == (f"imagefolder:{tmp_path.name}" if name == "imagefolder" else name)
@@ -286,7 +286,7 @@ def test_damaged_picture_is_named(content: bytes | str, memory_limit: int | None
 def test_first_picture_damaged(tmp_path: Path) -> None:
     path = write_pictures(tmp_path) / "train" / "cat" / "0.png"
     path.write_bytes(b"")
-    with pytest.raises(DataError, match="not a readable picture"):
+    with pytest.raises(DataError, match="not a readable image"):
         load("imagefolder", folder=tmp_path)
 
 
@@ -301,7 +301,7 @@ def test_empty_class(tmp_path: Path) -> None:
     shutil.rmtree(write_pictures(tmp_path) / "test" / "dog")
     (tmp_path / "test" / "dog").mkdir()
     (tmp_path / "test" / "dog" / "notes.txt").write_text("no picture")
-    with pytest.raises(DataError, match="dog holds no pictures") as error:
+    with pytest.raises(DataError, match="dog holds no images") as error:
         load("imagefolder", folder=tmp_path)
     message(error)
 
@@ -642,11 +642,6 @@ def test_pictures_stay_on_their_device(name: str) -> None:
         images = Preprocessing(8, HALF[:2], HALF[:2])(changed)
     assert {part.device for part in (raw, changed, images)} == {torch.device("cuda:0")}
     assert images.shape == (4, 2, 8, 8)
-
-
-def test_drop_last() -> None:
-    batches = Batches(IMAGES, POSITIONS, PREPROCESSING, 8, drop_last=True)
-    assert [len(part.labels) for part in batches.epoch(0)] == [8] * 5 and len(batches) == 5
 
 
 def test_an_empty_selection_has_no_batches() -> None:

@@ -38,7 +38,7 @@ from hybridsnn.data import (
 )
 from hybridsnn.encoders import ENCODERS, Encoder
 from hybridsnn.errors import ConfigError, DataError, HybridSNNError
-from hybridsnn.stages.networks import EventDescription, describe
+from hybridsnn.stages.networks import ModelDescription, describe
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "nmnist-1k.tar.xz"
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -356,7 +356,7 @@ def test_pixels_cannot_be_divided(tmp_path: Path) -> None:
 def test_pictures_cannot_be_binned() -> None:
     settings: list[dict[str, Any]] = [{"event_frames": 4}, {"event_binning": "time"}]
     for setting in settings:
-        with pytest.raises(ConfigError, match=r"'digits' holds pictures, not events.*nmnist, dvs-gesture") as error:
+        with pytest.raises(ConfigError, match=r"'digits' holds images, not events.*nmnist, dvs-gesture") as error:
             load("digits", **setting)
         assert message(error).startswith(next(iter(setting)))
 
@@ -382,7 +382,7 @@ def test_counts_are_scaled() -> None:
     (batch,) = Batches(images, torch.arange(4), Preprocessing(16, (0.0, 0.0), (2 / 255, 4 / 255)), 4).epoch(0)
     counts = torch.from_numpy(images.frames).float()
     torch.testing.assert_close(batch.images, counts / torch.tensor([2.0, 4.0])[:, None, None])
-    torch.testing.assert_close(batch.pictures, batch.images.sum(1) / 3)
+    torch.testing.assert_close(batch.time_average, batch.images.sum(1) / 3)
 
 
 def test_all_frames_of_a_recording_change_alike() -> None:
@@ -464,13 +464,12 @@ def test_a_network_for_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     options = ("--dataset", "nmnist", "--data", ".", *SMALL)
     succeed("train-ann", "--epochs", "0", "--event-frames", "4", "--event-binning", "count", *options, "--name", "raw")
     raw = describe(Artifact.open(tmp_path / "checkpoints" / "default" / "raw"))
-    assert raw.images.events == EventDescription(frames=4, binning="count")
+    assert (raw.data.event_frames, raw.data.event_binning) == (4, "count")
     assert raw.network.input_shape == (2, 8, 8)
 
     succeed("train-ann", "--epochs", "12", "--augmentation", "none", "--batch-norm", *options)
-    assert describe(Artifact.open(tmp_path / "checkpoints" / "default" / "train-ann")).images.events == (
-        EventDescription(frames=10, binning="time")
-    )
+    own = describe(Artifact.open(tmp_path / "checkpoints" / "default" / "train-ann")).data
+    assert (own.event_frames, own.event_binning) == (10, "time")
     told = succeed("evaluate", "--from", "train-ann", "--data", ".")
     assert float(told.split("test accuracy: ")[1].split(" %")[0]) > 80
 
@@ -479,17 +478,29 @@ def test_a_network_for_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "was made with nmnist" in fail("evaluate", "--from", "raw", "--data", ".", "--seed", "1")
 
 
-def test_descriptions_without_events_still_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("events", [{}, {"events": None}, {"events": {"frames": 5, "binning": "count"}}])
+def test_descriptions_of_earlier_versions_still_load(
+    events: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is known of the data was in one mapping, and what is known of events in one inside it."""
     monkeypatch.chdir(tmp_path)
-    succeed("train-ann", "--epochs", "0", "--width", "0.25")
+    succeed("train-ann", "--epochs", "0", "--width", "0.25", "--images", "500", "--seed", "3")
     artifact = Artifact.open(tmp_path / "checkpoints" / "default" / "train-ann")
     description = describe(artifact)
     content = json.loads((artifact.path / "model.json").read_text())
-    assert content["images"].pop("events") is None
-    assert type(description).model_validate_json(json.dumps(content)) == description
+    data, preprocessing = content.pop("data"), content.pop("preprocessing")
+    assert (data.pop("event_frames"), data.pop("event_binning")) == (None, None)
+    content["images"] = {
+        "count": data.pop("images"), "split_seed": data.pop("seed"), **data, "classes": content.pop("classes"),
+        "mean": preprocessing["mean"], "std": preprocessing["std"], **events,
+    }  # fmt: skip
+    if given := events.get("events"):
+        changed = {"event_frames": given["frames"], "event_binning": given["binning"]}
+        description = description.model_copy(update={"data": description.data.model_copy(update=changed)})
+    assert ModelDescription.model_validate_json(json.dumps(content)) == description
 
 
 def test_the_command_line_refuses_to_bin_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "event_frames: got 5, but 'digits' holds pictures" in fail("train-ann", "--event-frames", "5")
+    assert "event_frames: got 5, but 'digits' holds images" in fail("train-ann", "--event-frames", "5")
     assert "Did you mean 'count'?" in fail("train-ann", "--dataset", "nmnist", "--event-binning", "counts")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from toy_networks import CLASSES, Residual, encodable, pictures, seeded, spiking
 
+from hybridsnn.checkpoint import LAYOUT
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ArtifactError, ConfigError
 from hybridsnn.learning import (
@@ -28,9 +29,8 @@ from hybridsnn.learning import (
     seed_of,
 )
 from hybridsnn.learning.bptt import BackPropagationThroughTime
-from hybridsnn.learning.checkpoint import FILE, TrainingState
+from hybridsnn.learning.training_state import FILE, TrainingState
 from hybridsnn.neurons import NEVER, RESETS
-from hybridsnn.snapshot import LAYOUT
 from hybridsnn.surrogates import SURROGATES
 
 SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -188,7 +188,7 @@ def test_every_network_is_built(name: str, batch_norm: bool) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_too_small_pictures_are_refused(name: str) -> None:
     side = NETWORKS[name].smallest - 1
-    with pytest.raises(ConfigError, match=f"'{name}' got pictures of {side}x32, needs at least {side + 1}x{side + 1}"):
+    with pytest.raises(ConfigError, match=f"'{name}' got images of {side}x32, needs at least {side + 1}x{side + 1}"):
         build(name, (3, side, 32))
 
 
@@ -238,7 +238,7 @@ def test_networks_of_other_libraries(name: str, channels: int) -> None:
         ("vgg6", 3, "network: unknown 'vgg6'. Did you mean"),
         ("timm:resnet81", 3, "network: timm: unknown 'resnet81'. Did you mean 'resnet18'"),
         ("torchvision:resnet81", 3, "network: torchvision: unknown 'resnet81'. Did you mean 'resnet18'"),
-        ("torchvision:resnet18", 1, "network: 'torchvision:resnet18' takes pictures of 3 channels, got 1"),
+        ("torchvision:resnet18", 1, "network: 'torchvision:resnet18' takes images of 3 channels, got 1"),
         ("keras:vgg16", 3, "network: unknown 'keras:vgg16'"),
     ],
 )

@@ -195,11 +195,11 @@ def test_the_time_of_a_resumed_step_is_that_of_all_its_pieces(tmp_path: Path, mo
     assert train().manifest.wall_seconds == 107
 
 
-# Knobs, scales and files below files.
+# Parameters, presets and files below files.
 
 SHARED = """
-knobs: {epochs: 3, rate: 0.5, seed: 0}
-scales: {small: {epochs: 1}}
+parameters: {epochs: 3, rate: 0.5, seed: 0}
+presets: {small: {epochs: 1}}
 row: {paper: toys, network: toy, columns: {test: a toy}}
 stages:
   ann:  {stage: toy-train, epochs: $epochs, rate: $rate, seed: $seed}
@@ -208,62 +208,62 @@ stages:
 ABOVE = """
 name: above
 based_on: shared.yaml
-knobs: {rate: null}
-scales: {small: {rate: 2.0}, large: {epochs: 9}}
+parameters: {rate: null}
+presets: {small: {rate: 2.0}, large: {epochs: 9}}
 row: {network: mine, published: {test: 50.0}}
 """
 
 
-def above(folder: Path, overrides: Sequence[str] = (), scale: str = "full", text: str = ABOVE) -> Recipe:
+def above(folder: Path, overrides: Sequence[str] = (), preset: str = "full", text: str = ABOVE) -> Recipe:
     (folder / "shared.yaml").write_text(SHARED)
     (folder / "above.yaml").write_text(text)
-    return load_recipe(folder / "above.yaml", overrides, TOYS, scale)
+    return load_recipe(folder / "above.yaml", overrides, TOYS, preset)
 
 
 @pytest.mark.parametrize(
-    ("scale", "overrides", "epochs", "rate"),
+    ("preset", "overrides", "epochs", "rate"),
     [
-        ("full", (), 3, 0.1),  # a knob that is null leaves the stage's own value
+        ("full", (), 3, 0.1),  # a parameter that is null leaves the stage's own value
         ("small", (), 1, 2.0),
         ("large", (), 9, 0.1),
         ("small", ("epochs=4",), 4, 2.0),
         ("small", ("epochs=4", "ann.epochs=5"), 5, 2.0),
     ],
 )
-def test_knobs_are_turned_by_files_then_scales_then_users(
-    scale: str, overrides: tuple[str, ...], epochs: int, rate: float, tmp_path: Path
+def test_parameters_are_set_by_files_then_presets_then_users(
+    preset: str, overrides: tuple[str, ...], epochs: int, rate: float, tmp_path: Path
 ) -> None:
-    recipe = above(tmp_path, overrides, scale)
+    recipe = above(tmp_path, overrides, preset)
     config = recipe.steps[0].config.model_dump()
     assert (config["epochs"], config["rate"]) == (epochs, rate)
-    assert recipe.run_name == ("above" if scale == "full" else f"above-{scale}")
+    assert recipe.run_name == ("above" if preset == "full" else f"above-{preset}")
     assert recipe.row is not None
     assert (recipe.row.paper, recipe.row.network, recipe.row.published) == ("toys", "mine", {"test": 50.0})
 
 
 @pytest.mark.parametrize(
-    ("text", "scale", "overrides", "message"),
+    ("text", "preset", "overrides", "message"),
     [
-        (ABOVE, "smal", (), "scale: unknown 'smal'. Did you mean 'small'?"),
+        (ABOVE, "smal", (), "preset: unknown 'smal'. Did you mean 'small'?"),
         (ABOVE, "full", ("epoch=3",), "--set: unknown 'epoch'. Did you mean 'epochs'?"),
         (ABOVE, "full", ("=3",), "--set: got '=3', must be step.setting=value"),
-        (ABOVE.replace("large: {epochs", "large: {epoch"), "large", (), "scales.large: unknown 'epoch'"),
+        (ABOVE.replace("large: {epochs", "large: {epoch"), "large", (), "presets.large: unknown 'epoch'"),
         (
             ABOVE.replace("rate: null", "rat: 1"),
             "full",
             (),
-            "knobs: no setting uses rat; remove them, or write $rat in",
+            "parameters: no setting uses rat; remove them, or write $rat in",
         ),
-        (ABOVE + "stages: {ann: {bias: $bia}}", "full", (), "ann.bias: knob: unknown 'bia'"),
+        (ABOVE + "stages: {ann: {bias: $bia}}", "full", (), "ann.bias: parameter: unknown 'bia'"),
         (ABOVE.replace("shared.yaml", "other.yaml"), "full", (), "based_on: other.yaml: no such recipe"),
         (ABOVE.replace("shared.yaml", "above.yaml"), "full", (), "above.yaml is based on itself"),
         (ABOVE.replace("{test: 50.0}", "{tst: 50.0}"), "full", (), "row.published: unknown 'tst'"),
         (ABOVE.replace("network: mine", "columns: {tst: x}"), "full", (), "row.columns: unknown 'tst'"),
     ],
 )
-def test_what_is_wrong_with_knobs(
-    text: str, scale: str, overrides: tuple[str, ...], message: str, tmp_path: Path
+def test_what_is_wrong_with_parameters(
+    text: str, preset: str, overrides: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        above(tmp_path, overrides, scale, text)
+        above(tmp_path, overrides, preset, text)
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -11,16 +11,16 @@ from hybridsnn.recipes.recipe import load_recipe
 from hybridsnn.recipes.running import plan
 
 
-def scales_of(path: Path) -> list[str]:
+def presets_of(path: Path) -> list[str]:
     """Its own and those of the file it is based on."""
     values = yaml.safe_load(path.read_text())
-    base = scales_of(path.parent / values["based_on"]) if "based_on" in values else []
-    return list(dict.fromkeys([*base, *values.get("scales", {})]))
+    base = presets_of(path.parent / values["based_on"]) if "based_on" in values else []
+    return list(dict.fromkeys([*base, *values.get("presets", {})]))
 
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "pipelines").glob("*.yaml"))
-SCALED = [(path, scale) for path in RECIPES for scale in ("full", *scales_of(path))]
+PRESETS = [(path, preset) for path in RECIPES for preset in ("full", *presets_of(path))]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -32,9 +32,9 @@ def test_there_are_recipes() -> None:
     assert {"demo.yaml", "digits-from-scratch.yaml"} <= {path.name for path in RECIPES}
 
 
-@pytest.mark.parametrize(("path", "scale"), SCALED, ids=[f"{path.stem}, {scale}" for path, scale in SCALED])
-def test_a_recipe_can_be_planned(path: Path, scale: str, tmp_path: Path) -> None:
-    recipe = load_recipe(path, scale=scale)  # every name in it is known and every setting fits, or this raises
+@pytest.mark.parametrize(("path", "preset"), PRESETS, ids=[f"{path.stem}, {preset}" for path, preset in PRESETS])
+def test_a_recipe_can_be_planned(path: Path, preset: str, tmp_path: Path) -> None:
+    recipe = load_recipe(path, preset=preset)  # every name in it is known and every setting fits, or this raises
     assert path.name == f"{recipe.name}.yaml"
     check_name(recipe.name, "run")
     assert recipe.description.endswith(".")

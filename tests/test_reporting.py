@@ -126,14 +126,6 @@ def test_data_are_named_only_where_they_differ():
     assert accuracy_table([ann(), snn(split="validation")])["data"].tolist() == ["digits, test", "digits, validation"]
 
 
-def test_synaptic_operations_are_shown_where_counted():
-    network, counted = snn(), snn(label="counted")
-    assert "synaptic operations / image" not in accuracy_table([network])
-    last = counted.evaluation["metric"] == "images"
-    counted.evaluation.loc[last, ["metric", "value"]] = ["synaptic-operations", 12345.0]
-    assert as_text(accuracy_table([network, counted]))["synaptic operations / image"].tolist() == ["–", "12,345"]
-
-
 def leaving_early(network, accuracy=0.88, mean_steps=1.25):
     rows = [
         ("test", None, None, None, "exit-accuracy", accuracy),
@@ -144,16 +136,16 @@ def leaving_early(network, accuracy=0.88, mean_steps=1.25):
 
 def test_leaving_early_is_shown_where_measured(tmp_path):
     whole, early = snn(), leaving_early(snn(label="early"))
-    assert not {"anytime (%)", "mean steps"}.intersection(accuracy_table([ann(), whole]))
+    assert not {"early exit (%)", "mean steps"}.intersection(accuracy_table([ann(), whole]))
     shown = as_text(accuracy_table([ann(), whole, early]))
-    assert shown["anytime (%)"].tolist() == ["–", "–", "88.00"]
+    assert shown["early exit (%)"].tolist() == ["–", "–", "88.00"]
     assert shown["mean steps"].tolist() == ["–", "–", "1.2"]
     star = FIGURES["accuracy"].draw([ann(), whole, early]).axes[0].lines[-1]
     assert (star.get_xdata().item(), star.get_ydata().item()) == (1.25, 88.0)
     assert star.get_color() == FIGURES["accuracy"].draw([ann(), whole, early]).axes[0].lines[-2].get_color()
     for networks, told in (([whole], False), ([whole, early], True)):
         write_report("title", networks, PROVENANCE, tmp_path)
-        assert ("anytime accuracy" in (tmp_path / "index.html").read_text(encoding="utf-8")) == told
+        assert ("With early exit" in (tmp_path / "index.html").read_text(encoding="utf-8")) == told
 
 
 def test_every_step_is_kept():

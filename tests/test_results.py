@@ -10,8 +10,8 @@ from test_pipeline import above
 from hybridsnn.artifacts import Artifact
 from hybridsnn.errors import ArtifactError
 from hybridsnn.recipes.recipe import Recipe
-from hybridsnn.recipes.results import EVIDENCE, RESULTS, Table, page
 from hybridsnn.recipes.running import run
+from hybridsnn.recipes.table import EVIDENCE, RESULTS, Table, page
 from hybridsnn.stages.base import Environment
 
 
@@ -26,14 +26,14 @@ def table(tmp_path: Path) -> Table:
     runs = [artifacts_of(recipe, tmp_path / f"run{seed}") for seed, recipe in enumerate(recipes)]
     table = Table()
     table.add_row(recipes[0], above(tmp_path), runs)
-    table.add_row(above(tmp_path, scale="large"), above(tmp_path), [{}], missing=True)
+    table.add_row(above(tmp_path, preset="large"), above(tmp_path), [{}], missing=True)
     table.add_row(above(tmp_path), above(tmp_path), [{"ann": runs[0]["ann"]}])
     return table
 
 
 def test_results_say_what_was_measured(table: Table) -> None:
     made, missing, unfinished = table.results
-    assert (made.recipe, made.scale, made.network, made.column) == ("above", "small", "mine", "a toy")
+    assert (made.recipe, made.preset, made.network, made.column) == ("above", "small", "mine", "a toy")
     assert made.accuracies == (87.5, 87.5) and made.mean == 87.5 and made.spread == 0
     assert made.difference == 37.5
     assert made.wall_seconds is not None and len(made.digests) == 2 and "hybridsnn" in made.versions

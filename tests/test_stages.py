@@ -203,7 +203,7 @@ def test_images_may_leave_early(run: Path) -> None:
     report = make(run, "report", make(run, "evaluate", of(run, "ann")), early)
     table = pd.read_csv(report.file("accuracy.csv"))
     assert table["mean steps"].tolist()[1] == pytest.approx(mean, abs=0.005)
-    assert f"{table['anytime (%)'][1]:.2f} %" == accuracy
+    assert f"{table['early exit (%)'][1]:.2f} %" == accuracy
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -330,10 +330,10 @@ def test_learning_from_scratch(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_constants_are_as_given(granularity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights and batch norms are copies, and nobody asks for pictures."""
+    """Weights and batch norms are copies, and nobody asks for images."""
     ann = make(tmp_path, "train-ann", width=0.25, epochs=0, batch_norm=True)
 
-    def read(request: Any) -> ImageData:
+    def read(*request: Any) -> ImageData:
         raise PermissionError("opened the data set")
 
     monkeypatch.setitem(DATASETS, "digits", replace(DATASETS["digits"], read=read))
@@ -403,7 +403,7 @@ def test_networks_of_the_first_version_can_be_read(workplace: Path) -> None:
         del (
             description["spiking"]["batch_norm"],
             description["spiking"]["readout_leak"],
-            description["images"]["events"],
+            description["data"]["event_frames"],
         )
         path.write_text(json.dumps(description))
 
@@ -419,21 +419,21 @@ def test_a_batch_may_hold_all_images(tmp_path: Path) -> None:
 def test_part_of_the_images_serves_for_training_and_part_for_measuring(tmp_path: Path) -> None:
     """Of each class its share; every stage takes the same part."""
     config = resolve(TrainConfig, {"images": 200, "validation": 0.25, "seed": 3}, "train-ann")
-    pictures = open_new(config, Work(config, (), tmp_path, tmp_path, Environment()))
-    training, validation = pictures.training(10, 0).positions, pictures.measuring("validation", 10).positions
+    images = open_new(config, Work(config, (), tmp_path, tmp_path, Environment()))
+    training, validation = images.training(10, 0).positions, images.measuring("validation", 10).positions
     assert (len(training), len(validation)) == (150, 50)
     assert not set(training.tolist()) & set(validation.tolist())
-    counts = pictures.data.train.labels[torch.cat([training, validation])].bincount()
-    whole = pictures.data.train.labels.bincount()
+    counts = images.data.train.labels[torch.cat([training, validation])].bincount()
+    whole = images.data.train.labels.bincount()
     assert ((counts - 200 * whole / whole.sum()).abs() < 1).all()
     ann = make(tmp_path, "train-ann", width=0.25, epochs=1, images=200, batch_size=150, validation=0.25, seed=3)
-    again = open_again(load_network(ann)[1].images, Work(config, (ann,), tmp_path, tmp_path, Environment()))
+    again = open_again(load_network(ann)[1], Work(config, (ann,), tmp_path, tmp_path, Environment()))
     assert torch.equal(again.training(10, 0).positions, training)
     few = metrics(make(tmp_path, "evaluate", ann, images=50))
     assert few.loc[few["metric"] == "images", "value"].tolist() == [50]
 
 
-def test_a_folder_of_pictures_lies_inside_data(tmp_path: Path) -> None:
+def test_a_folder_of_images_lies_inside_data(tmp_path: Path) -> None:
     """Its name identifies the result, whatever lies around it."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     for place in ("train/a", "train/b", "test/a", "test/b"):
@@ -444,9 +444,10 @@ def test_a_folder_of_pictures_lies_inside_data(tmp_path: Path) -> None:
     config = resolve(TrainConfig, settings, "train-ann")
     environment = Environment(data=tmp_path / "data")
     work = Work(config, (), tmp_path, tmp_path, environment)
-    pictures = open_new(config, work)
+    images = open_new(config, work)
     assert work.data is not None and work.data[0] == "imagefolder:mine"
-    assert open_again(pictures.description, work).data is pictures.data  # opened once in a command
+    description = images.description(images.network("lenet5", batch_norm=False, width=1.0))
+    assert open_again(description, work).data is images.data  # opened once in a command
     stage = STAGES["train-ann"]
     moved = Environment(data=tmp_path / "elsewhere")
     assert stage.key(config, (), environment) == stage.key(config, (), moved)
@@ -458,8 +459,8 @@ def test_a_folder_of_pictures_lies_inside_data(tmp_path: Path) -> None:
 def logits(network: nn.Module, description: ModelDescription) -> Tensor:
     """What a network answers to eight images, with its own preprocessing, encoder and number of steps."""
     positions = torch.arange(8)
-    pictures = load(description.images.dataset, size=description.images.image_size).test.batch(positions)
-    images = description.images.preprocessing()(pictures)
+    raw = load(description.data.dataset, size=description.data.image_size).test.batch(positions)
+    images = description.preprocessing(raw)
     network.eval()
     with torch.no_grad():
         if description.spiking is None:
@@ -598,12 +599,12 @@ def test_what_was_interrupted_can_be_started_over(run: Path, tmp_path: Path) -> 
 
 def with_digits(monkeypatch: pytest.MonkeyPatch, change: Callable[[ImageData], ImageData]) -> None:
     entry = DATASETS["digits"]
-    monkeypatch.setitem(DATASETS, "digits", replace(entry, read=lambda request: change(entry.read(request))))
+    monkeypatch.setitem(DATASETS, "digits", replace(entry, read=lambda *request: change(entry.read(*request))))
 
 
 @dataclass(frozen=True, eq=False)
 class Sealed(MemoryImages):
-    """Pictures that nobody may look at."""
+    """Images that nobody may look at."""
 
     def batch(self, positions: Tensor) -> Tensor:
         raise PermissionError("looked at the test images")
@@ -677,8 +678,8 @@ def tamper(folder: Path, name: str, change: Callable[[Path], None]) -> None:
     ("place", "value", "message"),
     [
         ("colour", "red", "model.json: colour: "),
-        ("images.colour", "red", "model.json: images.colour: "),
-        ("images.mean", "none", "model.json: images.mean: "),
+        ("data.colour", "red", "model.json: data.colour: "),
+        ("preprocessing.mean", "none", "model.json: preprocessing.mean: "),
         ("network.colour", "red", "model.json: network.colour: "),
         ("network.classes", "ten", "model.json: network.classes: "),
         ("network.name", "digit-cnn", "model.json: network: unknown 'digit-cnn'. Did you mean 'digits-cnn'?"),
@@ -768,8 +769,8 @@ def test_other_pictures_are_refused(stage: str, source: str, unchanged: Path, mo
         ("train-ann --network vgg16 --image-size 4", "choose a smaller network or a larger --image-size"),
         ("train-ann --image-size 2", "needs at least 4x4"),
         ("train-ann --validation 1", "train-ann.validation: got 1.0, must be less than 1"),
-        ("train-ann --validation 0.0001", "validation: got 0.0001, which keeps back 0 of 1438 training images"),
-        ("train-ann --validation 0.9999", "which keeps back 1438 of 1438 training images"),
+        ("train-ann --validation 0.0001", "validation: got 0.0001, which holds out 0 of 1438 training images"),
+        ("train-ann --validation 0.9999", "which holds out 1438 of 1438 training images"),
         ("train-ann --width 0.25 --learning-rate 1e30", "learning_rate: the loss is nan in epoch 1"),
         ("train-ann --batch-size 0", "train-ann.batch_size: got 0"),
         ("train-ann --images 0", "train-ann.images: got 0"),
@@ -789,7 +790,7 @@ def test_other_pictures_are_refused(stage: str, source: str, unchanged: Path, mo
         ("convert --granularity chanel", "Did you mean 'channel'?"),
         (
             "convert --encoder event",
-            "convert.encoder: got 'event', which does not encode pictures, must be direct or poisson for 'digits'",
+            "convert.encoder: got 'event', which does not encode images, must be direct or poisson for 'digits'",
         ),
         (
             "convert --threshold 0.5",
@@ -843,13 +844,13 @@ def test_other_pictures_are_refused(stage: str, source: str, unchanged: Path, mo
         ("evaluate --exit-confidence nan", "evaluate.exit_confidence: "),
         (
             "evaluate --exit-confidence 0.9",
-            "evaluate.exit_confidence: got 0.9 for checkpoints/default/ann, a network without time steps to leave at; "
+            "evaluate.exit_confidence: got 0.9 for checkpoints/default/ann, an ANN, which has no time steps; "
             "leave it out, or name spiking networks with --from",
         ),
         (
             "evaluate --exit-confidence 0.999 --from converted",
-            "evaluate.exit_confidence: got 0.999, which takes 999 validation images to promise, but the network kept "
-            "back 144; lower it, or keep more back",
+            "evaluate.exit_confidence: got 0.999, which takes 999 validation images to promise, but 144 were "
+            "held out; lower it, or hold out more",
         ),
         ("evaluate --device nonsense", "device: got 'nonsense'"),
         ("report --from tuned --from ann-test", "is of kind snn, wanted evaluation"),
@@ -883,7 +884,7 @@ def test_there_may_be_no_validation_images(workplace: Path) -> None:
     assert "evaluate.split: 'validation' has no images" in refuse("evaluate", "--split", "validation", "--from", "all")
     succeed("convert", "--from", "all", "--timesteps", "2", "--calibration-images", "32", "--name", "blind")
     message = refuse("evaluate", "--exit-confidence", "0.5", "--from", "blind")
-    assert "takes 1 validation images to promise, but the network kept back 0" in message
+    assert "takes 1 validation images to promise, but 0 were held out" in message
 
 
 # Networks from elsewhere.
@@ -955,7 +956,7 @@ def test_a_network_of_timm(workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ("torchvision:resnet18", "network: 'torchvision:resnet18' takes pictures of 3 channels, got 1"),
+        ("torchvision:resnet18", "network: 'torchvision:resnet18' takes images of 3 channels, got 1"),
         ("torchvision:resnet81", "network: torchvision: unknown 'resnet81'. Did you mean 'resnet18'?"),
         ("timm:resnet81", "network: timm: unknown 'resnet81'. Did you mean 'resnet18'?"),
     ],

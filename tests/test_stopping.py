@@ -28,7 +28,7 @@ from hybridsnn.errors import ArtifactError, OutOfTimeError
 from hybridsnn.evaluation.accuracy import ann_accuracy, snn_accuracy
 from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.learning import RULES, BackPropagation, Optimisation, Options, OwnRate, fit, loop, seed_of
-from hybridsnn.learning.checkpoint import FILE, TrainingState
+from hybridsnn.learning.training_state import FILE, TrainingState
 from hybridsnn.recipes import running
 from hybridsnn.recipes.recipe import load_recipe
 from hybridsnn.stages import STAGES
@@ -156,7 +156,7 @@ def test_a_training_that_stops_after_any_batch_ends_the_same(
     assert len(stops) == EPOCHS * BATCHES + EPOCHS - 1
     assert same_weights(resumed, whole) and resumed_history == history
     assert stops[0] == (
-        f"stopped in epoch 1 of 2, after batch 1 of {BATCHES}, as the time is up; the same command goes on there"
+        f"interrupted in epoch 1 of 2, after batch 1 of {BATCHES}: time limit reached; the same command resumes there"
     )
     assert f"in epoch 1 of 2, after batch {BATCHES} of {BATCHES}" in stops[BATCHES - 1]
     assert "after epoch 1 of 2" in stops[BATCHES]
@@ -219,7 +219,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_layout_is_refused_by_name(tmp_path: Path) -> None:
     words = {"epoch": 1, "best_accuracy": 0.5, "best_epoch": 1, "history": []}
     save_file({"model/x": torch.zeros(1)}, tmp_path / FILE, metadata={"training": json.dumps(words)})
-    with pytest.raises(ArtifactError, match=r"has layout 1, this hybridsnn goes on from layout 3; start over with"):
+    with pytest.raises(ArtifactError, match=r"has layout 1, this hybridsnn resumes from layout 3; start over with"):
         TrainingState.load(tmp_path)
 
 
@@ -236,7 +236,7 @@ def make(run: Path, stage: str, *parents: Any, time_is_up: Callable[[], bool] = 
 
 def test_a_conversion_keeps_nothing_and_starts_over(tmp_path: Path) -> None:
     ann = make(tmp_path, "train-ann", **ANN)
-    with pytest.raises(OutOfTimeError, match=r"^convert-max: stopped at 2 of \d+ layers, .* starts it over$"):
+    with pytest.raises(OutOfTimeError, match=r"^convert-max: interrupted at 2 of \d+ layers: .* starts it over$"):
         make(tmp_path, "convert", ann, timesteps=2, time_is_up=Clock(2))
     assert [path.name for path in tmp_path.iterdir()] == ["train-ann"]
 
@@ -248,7 +248,7 @@ def test_an_evaluation_that_stops_after_any_batch_ends_the_same(tmp_path: Path) 
     early = {"exit_confidence": 0.9, "batch_size": 72}
     for parent, passes, settings in (  # passes with the number of their batches
         (ann, {"evaluate": 4}, {}),
-        (snn, {"calibrate": 2, "leave early": 5, "evaluate": 5}, early),
+        (snn, {"calibrate": 2, "early exit": 5, "evaluate": 5}, early),
     ):
         whole = make(tmp_path, "evaluate", parent, **settings)
         expected = (whole.path / "metrics.csv").read_bytes()
@@ -260,9 +260,9 @@ def test_an_evaluation_that_stops_after_any_batch_ends_the_same(tmp_path: Path) 
                 break
             except OutOfTimeError as stop:
                 stops.append(str(stop))
-        end = "as the time is up; the same command goes on there"
+        end = "time limit reached; the same command resumes there"
         assert stops == [
-            f"evaluate-{parent.name}: stopped in '{doing}' after batch {done} of {batches}, {end}"
+            f"evaluate-{parent.name}: interrupted in '{doing}' after batch {done} of {batches}: {end}"
             for doing, batches in passes.items()
             for done in range(1, batches)
         ]
@@ -297,21 +297,21 @@ def test_a_recipe_stops_between_steps(tmp_path: Path) -> None:
     environment = Environment("cpu", progress=Listener(), time_is_up=lambda: bool(done))
     for step, made in (("converted", ["ann"]), ("test", ["ann", "converted", "tuned"])):
         done.clear()
-        with pytest.raises(OutOfTimeError, match=rf"^{step}: not begun, as the time is up; the same command goes on"):
+        with pytest.raises(OutOfTimeError, match=rf"^{step}: not begun: time limit reached; the same command resumes"):
             running.run(recipe, tmp_path / "run", environment)
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == made
 
 
 def test_another_process_elsewhere_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`hybridsnn run --stop-after`, then the same command where its folder went; beside a run without a stop."""
+    """`hybridsnn run --time-limit`, then the same command where its folder went; beside a run without a stop."""
     (tmp_path / "short.yaml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
     command = ["run", "short.yaml", "--device", "cpu", "--checkpoints"]
-    stopped = CliRunner().invoke(command_line, [*command, "here", "--stop-after", "0.00001"])
+    stopped = CliRunner().invoke(command_line, [*command, "here", "--time-limit", "0.00001"])
     assert stopped.exit_code == 75, stopped.stderr
     last = stopped.stderr.splitlines()[-1]
-    assert last.startswith("ann: stopped in epoch 1 of 2, after batch ") and last.endswith(
-        "the same command goes on there"
+    assert last.startswith("ann: interrupted in epoch 1 of 2, after batch ") and last.endswith(
+        "the same command resumes there"
     )
     shutil.move(tmp_path / "here", tmp_path / "there")
     program = [sys.executable, "-c", "from hybridsnn.cli import main; main()", *command, "there"]
@@ -329,10 +329,10 @@ def test_another_process_elsewhere_ends_with_the_same_weights(tmp_path: Path, mo
 def test_a_stage_command_stops_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["train-ann", "--width", "0.25", "--epochs", "2"]
-    stopped = CliRunner().invoke(command_line, [*command, "--stop-after", "0.00001"])
+    stopped = CliRunner().invoke(command_line, [*command, "--time-limit", "0.00001"])
     assert stopped.exit_code == 75 and "Traceback" not in stopped.output
-    assert stopped.stderr.splitlines()[-1].startswith("train-ann: stopped in epoch 1 of 2, after batch 1 of ")
+    assert stopped.stderr.splitlines()[-1].startswith("train-ann: interrupted in epoch 1 of 2, after batch 1 of ")
     assert CliRunner().invoke(command_line, command).exit_code == 0
     for wrong in ("0", "-1", "soon"):
-        refused = CliRunner().invoke(command_line, [*command, "--stop-after", wrong])
-        assert refused.exit_code == 2 and "--stop-after" in refused.stderr
+        refused = CliRunner().invoke(command_line, [*command, "--time-limit", wrong])
+        assert refused.exit_code == 2 and "--time-limit" in refused.stderr

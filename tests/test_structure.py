@@ -9,11 +9,11 @@ import hybridsnn
 
 ROOT = Path(hybridsnn.__file__).parent
 FLOORS = [
-    {"errors", "registry", "config", "artifacts", "kernels", "memory", "snapshot"},
+    {"errors", "registry", "config", "artifacts", "kernels", "memory", "checkpoint"},
     {"surrogates", "neurons", "encoders", "batch"},
     {"program"},
     {"networks", "model"},
-    {"conversion", "learning", "data", "evaluation", "exporters", "reporting"},
+    {"conversion", "learning", "data", "evaluation", "reporting"},
     {"stages"},
     {"recipes"},
     {"cli"},

@@ -16,7 +16,7 @@ from hybridsnn.reporting.recipe_figure import recipe_figure
 TUNED = Result(
     recipe="cifar10-vgg5", paper="hybrid", network="VGG5", column="hybrid", dataset="imagefolder:cifar10-jpeg",
     images=47_500, timesteps=5, published_timesteps=75, published=86.91, accuracies=(84.0, 85.0, 86.0),
-    test_images=10_000, scale="laptop", device="cpu", wall_seconds=75.0, created="2025-03-01",
+    test_images=10_000, preset="laptop", device="cpu", wall_seconds=75.0, created="2025-03-01",
     digests=("0123456789abcdef" * 4, "fedcba9876543210" * 4, "00112233445566778899aabbccddeeff" * 2),
     versions={"hybridsnn": "9.8.7"},
 )  # fmt: skip
@@ -31,7 +31,7 @@ MISSING = replace(
 )  # fmt: skip
 STOP = replace(
     TUNED, recipe="mnist-lenet5-scratch", paper="STOP", network="LeNet-5", column="from scratch", dataset="mnist",
-    published=99.53, accuracies=(99.47,), digests=("5566778899aabbcc" * 4,), published_timesteps=None, scale="full",
+    published=99.53, accuracies=(99.47,), digests=("5566778899aabbcc" * 4,), published_timesteps=None, preset="full",
 )  # fmt: skip
 ALL = [TRAINED, TUNED, MISSING, STOP]
 
@@ -59,7 +59,7 @@ def test_results_table_is_known():
         ["–", "–"],
         ["–", "–"],
     ]
-    rest = ["paper", "recipe", "network", "data set", "images", "test images", "scale", "device", "wall time (s)"]
+    rest = ["paper", "recipe", "network", "data set", "images", "test images", "preset", "device", "wall time (s)"]
     assert table[rest].iloc[1].tolist() == [
         "hybrid", "cifar10-vgg5", "VGG5", "imagefolder:cifar10-jpeg", "47,500", "10,000", "laptop", "cpu", "75.0",
     ]  # fmt: skip
@@ -71,8 +71,8 @@ def test_results_table_of_what_was_not_run_has_the_same_columns():
     assert list(results_table([MISSING]).columns) == list(results_table(ALL).columns)
 
 
-def test_only_an_ann_of_the_same_recipe_and_scale_is_its_own():
-    alone, elsewhere = replace(TUNED, recipe="cifar10-vgg9"), replace(TUNED, scale="full")
+def test_only_an_ann_of_the_same_recipe_and_preset_is_its_own():
+    alone, elsewhere = replace(TUNED, recipe="cifar10-vgg9"), replace(TUNED, preset="full")
     unpublished, unmeasured = replace(TUNED, published=None), replace(TUNED, accuracies=(), digests=())
     shown = as_text(results_table([TRAINED, alone, elsewhere, unpublished, unmeasured]))
     assert shown["to its ANN (points)"].tolist() == ["–", "–", "–", "−3.25", "–"]
@@ -117,7 +117,7 @@ def test_rows_are_held_against_their_own_ann_and_told_apart(tmp_path):
     _, reader = page_of(tmp_path, ALL)
     assert reader.rows["ANN", "88.25"]["to its ANN (paper's)"] == "–"
     tuned = reader.rows["hybrid", "85.00 ± 1.00"]
-    assert tuned["to the paper"] == "(−1.91)"  # at laptop scale
+    assert tuned["to the paper"] == "(−1.91)"  # with the preset laptop
     assert tuned["to its ANN (paper's)"] == "−3.25 (−0.97)"
     assert tuned["T (paper's)"] == "5 (75)"
     assert reader.rows["from scratch", "99.47"]["to the paper"] == "−0.06"
@@ -125,7 +125,7 @@ def test_rows_are_held_against_their_own_ann_and_told_apart(tmp_path):
     assert reader.rows["hybrid", "not run"] == {"published": "67.87", "ours": "not run", "T (paper's)": "125 (125)"}
 
 
-def test_page_warns_of_laptop_scale_only_where_there_is_any(tmp_path):
+def test_page_warns_of_the_laptop_preset_only_where_there_is_any(tmp_path):
     for results, warned in ((ALL, True), ([STOP], False), ([MISSING], False)):
         _, reader = page_of(tmp_path, results)
         assert ("not comparable with the paper" in reader.text) == warned

@@ -12,15 +12,15 @@ from hybridsnn.cli.showing import list_command, show_command
 from hybridsnn.errors import HybridSNNError, OutOfTimeError
 from hybridsnn.registry import unknown
 
-TIME_IS_UP = 75  # the exit code of a command that stopped and goes on when repeated (EX_TEMPFAIL of sysexits.h)
+TIME_LIMIT_REACHED = 75  # exit code: the same command resumes (EX_TEMPFAIL of sysexits.h)
 
 STAGE_HELP: dict[str, str] = {
-    "train-ann": "Train a network to convert later.",
-    "load-ann": "Bring in a trained network from elsewhere.",
+    "train-ann": "Train an ANN to convert.",
+    "load-ann": "Load an ANN that was trained elsewhere.",
     "convert": "Turn a trained network into a spiking one.",
     "finetune": "Train a spiking network further.",
-    "evaluate": "Measure networks on the test images.",
-    "report": "Gather evaluations into tables, figures and a page.",
+    "evaluate": "Measure accuracy and spikes on the test images.",
+    "report": "Write tables, figures and a page from evaluations.",
 }
 
 
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 class CommandLine(click.Group):
-    """Commands of which those for stages are made when asked for; errors become one line and an exit code."""
+    """The commands; those of stages are built when asked for. An error becomes one line and an exit code."""
 
     def main(self, *positional: Any, **extra: Any) -> Any:
         arguments = extra.pop("args", None)
@@ -41,7 +41,7 @@ class CommandLine(click.Group):
         try:
             code = super().main(*positional, **extra)
         except (KeyboardInterrupt, click.Abort):
-            code = _fail("interrupted; the same command resumes where it stopped", debug, 130)
+            code = _fail("interrupted; the same command resumes where it was interrupted", debug, 130)
         except click.UsageError as error:
             help_hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
             code = _fail(f"{error.format_message()}{help_hint}", debug)
@@ -49,7 +49,7 @@ class CommandLine(click.Group):
             code = _fail(error.format_message(), debug)
         except OutOfTimeError as error:
             click.echo(str(error), err=True)
-            code = TIME_IS_UP
+            code = TIME_LIMIT_REACHED
         except (HybridSNNError, OSError) as error:
             code = _fail(str(error), debug)
         sys.exit(code if isinstance(code, int) else 0)
@@ -90,19 +90,20 @@ def _fail(message: str, debug: bool, code: int = 2) -> int:
 
 @click.group(cls=CommandLine, invoke_without_command=True, context_settings={"max_content_width": 110})
 @click.version_option(__version__, prog_name="hybridsnn", message="%(prog)s %(version)s")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show where an error came from; goes anywhere.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Print the traceback of an error; can stand anywhere.")
 @click.pass_context
 def command_line(ctx: click.Context) -> None:
-    """Turn a trained network into a spiking one that is accurate in few time steps, stage by stage.
+    """Turn a trained network (ANN) into a spiking network (SNN) that is accurate in few time steps, stage by stage.
 
     \b
-    Three commands, which need no data and no GPU:
+    Three commands that need neither data nor a GPU:
         hybridsnn train-ann
         hybridsnn convert --balance max
         hybridsnn finetune --method stdb
 
-    Every stage reads the newest fitting artifact of a run and writes one more: a folder under checkpoints/RUN that is
-    never changed and says what made it. Repeat a command and nothing is made twice; stop it and it resumes.
+    Every stage reads the newest fitting artifact of a run and writes a new one: a folder under checkpoints/RUN that is
+    never changed and records how it was made. A repeated command makes nothing twice, and resumes if it was
+    interrupted.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

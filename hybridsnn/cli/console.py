@@ -1,4 +1,4 @@
-"""What is printed: progress, tables, and the headline of an artifact."""
+"""Console output: progress, tables, and the main metrics of an artifact."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 def tell(artifact: Artifact, made: bool) -> None:
-    """Where an artifact is, and its headline numbers."""
+    """Print the path of an artifact and its main metrics."""
     note = f"made in {duration(artifact.manifest.wall_seconds)}" if made else "is current, nothing to do"
     click.echo(f"{artifact.path}  {note}")
     for label, value in headline(artifact).items():
@@ -25,7 +25,7 @@ def tell(artifact: Artifact, made: bool) -> None:
 
 
 def headline(artifact: Artifact) -> dict[str, str]:
-    """The last value of each metric that sums a network up, of the epoch whose weights were kept."""
+    """The last value of each main metric, at the epoch whose weights were kept."""
     if "metrics.csv" not in artifact.manifest.files:
         return {}
     shown: dict[str, Callable[[float], str]] = {
@@ -48,12 +48,12 @@ def headline(artifact: Artifact) -> dict[str, str]:
 
 
 def print_json(value: Any) -> None:
-    """For programs, on standard output."""
+    """Print JSON on standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: 2.1 s, 3 min 5 s, 2 h 18 min."""
+    """A duration as text: 2.1 s, 3 min 5 s, 2 h 18 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, left = divmod(round(seconds), 60)
@@ -61,7 +61,7 @@ def duration(seconds: float) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """As wide as the terminal, or not wrapped where there is none."""
+    """Print a table as wide as the terminal; not wrapped where there is none."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -75,7 +75,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 class Bars:
-    """Progress for a person at a terminal."""
+    """Progress bars on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -101,7 +101,7 @@ class Bars:
 
 
 class Lines:
-    """Progress for a log file: no control codes, and one line in ten seconds at most beside what stages say."""
+    """Progress in a log file: no control codes, at most one line in ten seconds beside the messages of stages."""
 
     interval = 10.0  # seconds
 

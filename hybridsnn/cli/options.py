@@ -1,4 +1,4 @@
-"""The options of commands that run stages: where, and how."""
+"""The options that all commands share that run stages: folders, device, resuming."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """What those options say.
+    """The values of those options.
 
     Attributes:
         checkpoints: the folder that holds the runs.
@@ -38,27 +38,25 @@ checkpoints_option = click.option(
     envvar="HYBRIDSNN_CHECKPOINTS",
     show_default=True,
     show_envvar=True,
-    help="Folder that holds the runs.",
+    help="Folder of the runs.",
 )
 _OPTIONS = (
     checkpoints_option,
-    click.option("--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda, cuda:1, ..."),
+    click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1, ..."),
     click.option(
         "--data",
         type=click.Path(path_type=Path, file_okay=False),
         envvar="HYBRIDSNN_DATA",
         show_envvar=True,
-        help="Folder that holds the data sets, or the folder of images.",
+        help="Folder of the data sets, or the image folder itself.",
     ),
-    click.option("--download", is_flag=True, help="Fetch the data set if it is not there."),
+    click.option("--download", is_flag=True, help="Download the data set if it is missing."),
+    click.option("--resume/--fresh", default=True, help="Resume what the same command left unfinished, or start over."),
     click.option(
-        "--resume/--fresh", default=True, help="Go on where a stopped run of the same command was, or start it over."
-    ),
-    click.option(
-        "--stop-after",
+        "--time-limit",
         metavar="MINUTES",
         type=click.FloatRange(min=0, min_open=True),
-        help="Stop after so long, exit with 75, and go on when the same command is given again.",
+        help="Interrupt after this time with exit code 75; the same command resumes.",
     ),
 )
 
@@ -74,13 +72,13 @@ def where_and_how(command: Callable[..., None]) -> Callable[..., None]:
         data: Path | None,
         download: bool,
         resume: bool,
-        stop_after: float | None,
+        time_limit: float | None,
         **others: Any,
     ) -> None:
         from hybridsnn.stages.base import Environment
 
         progress = Bars() if sys.stderr.isatty() else Lines()
-        end = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
+        end = math.inf if time_limit is None else time.monotonic() + 60 * time_limit
         environment = Environment(device, data, download, progress, time_is_up=lambda: time.monotonic() >= end)
         command(*positional, where=Where(checkpoints, environment, fresh=not resume), **others)
 

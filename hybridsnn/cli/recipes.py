@@ -1,4 +1,4 @@
-"""Commands that run recipes, set results beside what is published, and trace them."""
+"""Commands that run recipes, compare results with published ones, and verify them."""
 
 import csv
 from pathlib import Path
@@ -22,33 +22,36 @@ SHOWN = (
     "published to its ANN (points)", "T", "T published", "seeds", "data set", "wall time (s)", "note",
 )  # fmt: skip
 
-scale_option = click.option(
-    "--scale", default="full", show_default=True, help="One of the recipe's scales: how much of everything."
+preset_option = click.option(
+    "--preset", default="full", show_default=True, help="One of the recipe's presets of parameters, such as laptop."
 )
 overrides_option = click.option(
-    "--set", "overrides", metavar="NAME=VALUE", multiple=True, help="Replace a setting (step.setting) or turn a knob. "
-    "Can be repeated.",
-)  # fmt: skip
+    "--set",
+    "overrides",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Change a setting (step.setting=VALUE) or a parameter (parameter=VALUE) of the recipe. Can be repeated.",
+)
 
 
 @click.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
-    "--run", "run_name", metavar="NAME", help="The run to work in.  [default: the recipe's name, and the scale]"
+    "--run", "run_name", metavar="NAME", help="Name of the run.  [default: the recipe's name, and the preset]"
 )
 @overrides_option
-@click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and do nothing.")
-@scale_option
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would be done, and do nothing.")
+@preset_option
 @where_and_how
 def run_command(
     recipe: Path,
     run_name: str | None,
     overrides: tuple[str, ...],
     only_plan: bool,
-    scale: str,
+    preset: str,
     where: Where,
 ) -> None:
-    """Run a recipe: make what is not current, resume what was interrupted.
+    """Run the stages of a recipe whose artifacts are missing or out of date.
 
     \b
     Example:
@@ -57,7 +60,7 @@ def run_command(
     from hybridsnn.recipes import running
     from hybridsnn.recipes.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides, scale=scale)
+    loaded = load_recipe(recipe, overrides, preset=preset)
     check_name(run_name or loaded.run_name, "--run")
     run_folder = where.checkpoints / (run_name or loaded.run_name)
     environment = where.environment
@@ -93,61 +96,67 @@ def _telling(environment: "Environment") -> dict[str, Any]:
 
 @click.command("table")
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
-@scale_option
+@preset_option
 @overrides_option
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each recipe.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of seeds (0, 1, ...) that each recipe is run with.",
+)
 @click.option("--title", default="Results", show_default=True, help="Title of the page.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the numbers and a page.",
+    help="Folder for the numbers (CSV), their evidence and a page.",
 )
 @where_and_how
 def table_command(
     recipes: tuple[Path, ...],
-    scale: str,
+    preset: str,
     overrides: tuple[str, ...],
     seeds: int,
     title: str,
     output: Path | None,
     where: Where,
 ) -> None:
-    """Run recipes and set what they gave beside what their papers say.
+    """Run recipes and compare their results with the published ones.
 
-    A recipe whose data set is missing becomes a row that says so. The numbers are written after every recipe, so
-    what is done is there whatever happens to the rest; the page comes last.
+    A recipe whose data set is missing becomes a row that says so. The numbers are written after every recipe, the page
+    at the end.
 
     \b
     Example:
-        hybridsnn table pipelines/cifar10-vgg5.yaml --scale laptop --data FOLDER
+        hybridsnn table pipelines/cifar10-vgg5.yaml --preset laptop --data FOLDER
     """
     from hybridsnn.recipes import running
     from hybridsnn.recipes.recipe import load_recipe
-    from hybridsnn.recipes.results import Table
+    from hybridsnn.recipes.table import Table
     from hybridsnn.reporting import as_text, results_table, write_table_page
 
     environment = where.environment
     rows = []
     for path in recipes:
-        turned = [[*overrides, f"seed={seed}"] if seeds > 1 else overrides for seed in range(seeds)]
-        rows.append((load_recipe(path), [load_recipe(path, values, scale=scale) for values in turned]))
+        changes = [[*overrides, f"seed={seed}"] if seeds > 1 else overrides for seed in range(seeds)]
+        rows.append((load_recipe(path), [load_recipe(path, values, preset=preset) for values in changes]))
         if rows[-1][0].row is None:
             raise ConfigError(f"{path}: is no row of a table; leave it out, or write its row")
 
-    table, stopped = Table(), None
+    table, interruption = Table(), None
     for paper, runs in rows:
         missing, made = False, []
         for seed, recipe in enumerate(runs):
             run_folder = where.checkpoints / (recipe.run_name if seed == 0 else f"{recipe.run_name}-seed{seed}")
             try:
-                if stopped is None:
+                if interruption is None:
                     environment.progress.say(f"{run_folder.name}: {recipe.description}")
                     running.run(recipe, run_folder, environment, fresh=where.fresh, **_telling(environment))
             except DataError as error:
                 environment.progress.say(f"{run_folder.name}: {error}")
                 missing = True
             except OutOfTimeError as error:  # what was made is a table too
-                stopped = error
+                interruption = error
             planned = running.plan(recipe, run_folder, environment)
             made.append({step.step.name: step.artifact for step in planned if step.artifact})
         table.add_row(runs[0], paper, made, missing=missing)
@@ -159,23 +168,23 @@ def table_command(
     print_table(list(numbers.columns), as_text(numbers).to_numpy().tolist())
     if output:
         click.echo(f"{output / 'index.html'}")
-    if stopped is not None:
-        raise stopped
+    if interruption is not None:
+        raise interruption
 
 
 @click.command("results")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def results_command(folder: Path) -> None:
-    """Trace every number of the tables in FOLDER to its run, and write FOLDER/README.md.
+    """Verify every number of the tables in FOLDER, and write FOLDER/README.md.
 
-    A number is what the metrics of an evaluation say, whose hash is in its manifest, which names the hashes of what it
-    was made from, and so on down to the first training. One that is not stops the command.
+    A number must be in the metrics of an evaluation, whose hash is in its manifest, as are the hashes of what it was
+    made from, and so on back to the first training. The command fails at a number for which this does not hold.
 
     \b
     Example:
         hybridsnn results docs/results
     """
-    from hybridsnn.recipes.results import page
+    from hybridsnn.recipes.table import page
 
     text, numbers = page(folder)
     (folder / "README.md").write_text(text, encoding="utf-8")

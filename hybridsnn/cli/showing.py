@@ -1,4 +1,4 @@
-"""Commands that show what there is: runs, artifacts, and what can be chosen."""
+"""Commands that show runs, artifacts, and the registered choices."""
 
 import importlib
 from pathlib import Path
@@ -29,7 +29,7 @@ REGISTRIES: dict[str, tuple[str, str]] = {
 @click.command("show")
 @click.argument("what", default="default")
 @checkpoints_option
-@click.option("--json", "as_json", is_flag=True, help="For programs: JSON on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(what: str, checkpoints: Path, as_json: bool) -> None:
     """Show a run, or an artifact and what it was made from.
 
@@ -117,7 +117,7 @@ def _show_artifact(artifact: Artifact, as_json: bool) -> None:
 @click.command("list")
 @click.argument("registry", required=False)
 def list_command(registry: str | None) -> None:
-    """List what can be chosen: networks, data sets, methods and so on.
+    """List the choices: networks, data sets, methods and so on.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""A command for each stage, made from its settings."""
+"""The command of each stage, made from its settings."""
 
 import inspect
 import types
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class Setting(click.Option):
-    """An option that is a setting of the stage, not of where and how it runs."""
+    """An option that is a setting of the stage and part of the result's identity."""
 
 
 class StageCommand(click.Command):
-    """Its help tells the stage's settings from the options that all stages share."""
+    """Its help lists the settings of the stage apart from the options that all stages share."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         records = [(param, param.get_help_record(ctx)) for param in self.get_params(ctx)]
-        for title, wanted in (("Settings", True), ("Where and how", False)):
+        for title, wanted in (("Settings", True), ("Run options", False)):
             rows = [record for param, record in records if record and isinstance(param, Setting) is wanted]
             if rows:
                 with formatter.section(title):
@@ -38,14 +38,14 @@ class StageCommand(click.Command):
 
 
 class OneOf(click.Choice):
-    """Shows the choices but leaves refusing to the settings, which name all problems at once."""
+    """Shows the choices; the settings refuse others, all problems in one message."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value
 
 
 def _parameter_type(annotation: Any, metadata: Iterable[Any] = ()) -> click.ParamType:
-    """How a setting of this type is written on the command line."""
+    """The type of the option for a setting of this type."""
     for mark in metadata:
         if isinstance(mark, Choice):
             return OneOf(sorted(mark.registry))
@@ -88,8 +88,8 @@ def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comman
 
     several = stage.many or stage.each
 
-    @click.option("--run", "run_name", metavar="NAME", default="default", show_default=True, help="The run to work in.")
-    @click.option("--name", help="What to call the artifact instead of its default name.")
+    @click.option("--run", "run_name", metavar="NAME", default="default", show_default=True, help="Name of the run.")
+    @click.option("--name", help="Name of the artifact, in place of its default name.")
     @where_and_how
     @click.pass_context
     def command(
@@ -125,13 +125,13 @@ def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comman
 
     if stage.consumes:
         kinds = " or ".join(stage.consumes)
-        otherwise = "all of the run" if several else "the newest of the run that this command did not make"
+        otherwise = "all of the run" if several else "the newest of the run made by another command"
         command = click.option(
             "--from",
             "sources",
             metavar="ARTIFACT",
             multiple=several,
-            help=f"The {kinds} to read: its name in the run, or its folder. Without it: {otherwise}."
+            help=f"Input ({kinds}): name of an artifact in the run, or its folder; unset: {otherwise}."
             + (" Can be repeated." if several else ""),
         )(command)
     paragraphs = [

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hybridsnn.conversion.preparation import BATCH_NORMS, is_sum, module_of
-from hybridsnn.conversion.replacement import Weighting, alignments, summands
+from hybridsnn.conversion.replacement import alignments, summands
 from hybridsnn.errors import ConversionError
-from hybridsnn.model import SYNAPSES
 from hybridsnn.neurons import SpikingNeuron
+from hybridsnn.program.operations import Role, Weighting, module_of, role_of
 
 
 class Scales:
@@ -52,8 +51,8 @@ class Scales:
     @torch.no_grad()
     def visit(self, node: fx.Node) -> None:
         """Find the scale of a node's value, and rescale its weights if it has any."""
-        module = module_of(self.body, node)
-        if node.op == "placeholder":
+        module, role = module_of(self.body, node), role_of(self.body, node)
+        if role is Role.INPUT:
             # In double precision, so that scales stay true through a deep network.
             device = next(self.body.parameters()).device
             self.of[node] = torch.tensor(self.input_scale, dtype=torch.float64, device=device)
@@ -61,16 +60,16 @@ class Scales:
         if node.op == "output" or not node.all_input_nodes:
             return
         incoming = self.of[node.all_input_nodes[0]]
-        if isinstance(module, SpikingNeuron):
+        if role is Role.NEURON:
             self.of[node] = incoming * self.thresholds[node].to(incoming)
-        elif isinstance(module, SYNAPSES):
+        elif module is not None and role is Role.SYNAPSE:
             self.of[node] = self._rescale(module, incoming, self._target(node))
         elif isinstance(module, Weighting):
             target = self._target(node)
             assert target is not None  # a weighting stands only where two branches meet
             module.weight.copy_((incoming / target).expand(module.weight.numel()).view(module.weight.shape))
             self.of[node] = target
-        elif is_sum(node):
+        elif role is Role.SUM:
             self.of[node] = self.of[summands(node)[0]]
         else:
             self.of[node] = self._reshape(node, incoming)
@@ -99,7 +98,7 @@ class Scales:
     def _reshape(self, node: fx.Node, incoming: Tensor) -> Tensor:
         """Scales per channel `[C]` through a pool (unchanged) or a flatten (repeated for each position)."""
         before, after = node.all_input_nodes[0].meta.get("shape"), node.meta.get("shape")
-        if isinstance(module_of(self.body, node), BATCH_NORMS) and not bool((incoming == 1).all()):
+        if role_of(self.body, node) is Role.NORM and not bool((incoming == 1).all()):
             raise ConversionError(
                 f"network: batch norm '{node.target}' is kept, so thresholds must stay 1; fold it before balancing"
             )
@@ -140,7 +139,7 @@ def apply_thresholds(body: fx.GraphModule, thresholds: dict[str, Tensor], input_
     """
     scales = Scales(body, input_scale)
     for node in body.graph.nodes:
-        if isinstance(module_of(body, node), SpikingNeuron):
+        if role_of(body, node) is Role.NEURON:
             scales.set_threshold(node, thresholds[str(node.target)])
         scales.visit(node)
 
@@ -157,7 +156,7 @@ def thresholds_for_activations(
     """
     scales = Scales(body, input_scale)
     for node in body.graph.nodes:
-        if isinstance(module_of(body, node), SpikingNeuron):
+        if role_of(body, node) is Role.NEURON:
             scales.set_threshold(node, activations[str(node.target)] / scales.current_scale(node))
         scales.visit(node)
     return {

@@ -1,22 +1,24 @@
-"""Image and event sets: load, split, augment, preprocess, batch."""
+"""Data sets of images and of events: load, split, augment, preprocess, batch."""
 
 from hybridsnn.data.augmentation import AUGMENTATIONS, Augmentation
 from hybridsnn.data.batches import Batches
-from hybridsnn.data.datasets import DATASETS, DEFAULT_BINNING, DataSet, Request, default_folder, load
+from hybridsnn.data.datasets import DATASETS, DataSet, default_folder, load
 from hybridsnn.data.events import BINNINGS, Binning, EventImages, Events
 from hybridsnn.data.images import FileImages, ImageData, Images, MemoryImages, held_on, image_data
 from hybridsnn.data.preprocessing import Preprocessing
+from hybridsnn.data.spec import FOLDERS, DataSpec
 from hybridsnn.data.split import split_validation, stratified
 
 __all__ = [
     "AUGMENTATIONS",
     "BINNINGS",
     "DATASETS",
-    "DEFAULT_BINNING",
+    "FOLDERS",
     "Augmentation",
     "Batches",
     "Binning",
     "DataSet",
+    "DataSpec",
     "EventImages",
     "Events",
     "FileImages",
@@ -24,7 +26,6 @@ __all__ = [
     "Images",
     "MemoryImages",
     "Preprocessing",
-    "Request",
     "default_folder",
     "held_on",
     "image_data",

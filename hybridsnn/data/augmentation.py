@@ -1,4 +1,4 @@
-"""Random changes to training pictures, made on whole batches before normalisation."""
+"""Random changes to training images, made on whole batches before normalisation."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from hybridsnn.data.preprocessing import centre_crop
 class Augmentation:
     """A random change of a batch.
 
-    `apply(images, size, generator)` takes raw pictures [B, C, H, W] (uint8, or float with values 0 to 255; H and W at
-    least `size`) and gives [B, C, size, size] of the same type and range. Every picture is changed on its own, what
-    comes in from outside a picture is black (0), and the result depends on nothing but the three arguments. What
-    is random is drawn by the CPU, and so is the same whatever device the pictures are on.
+    `apply(images, size, generator)` takes raw images [B, C, H, W] (uint8, or float with values 0 to 255; H and W at
+    least `size`) and gives [B, C, size, size] of the same type and range. Every image is changed on its own, what
+    comes in from outside an image is black (0), and the result depends on nothing but the three arguments. What
+    is random is drawn by the CPU, and so is the same whatever device the images are on.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Augmentation:
 
 
 def none(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """The centre of every picture, unchanged."""
+    """The centre of every image, unchanged."""
     return centre_crop(images, size)
 
 
 def shift(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Each picture moved by up to an eighth of its side, both ways."""
+    """Each image moved by up to an eighth of its side, both ways."""
     margin = max(1, round(size / 8))  # 4 pixels at 32
     padded = functional.pad(centre_crop(images, size), (margin, margin, margin, margin))
     windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # [B, C, 2 margin + 1, 2 margin + 1, size, size], a view
@@ -41,18 +41,18 @@ def shift(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture mirrored left to right with probability one half."""
+    """Each image mirrored left to right with probability one half."""
     mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def crop_flip(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A random crop of the padded picture, mirrored or not."""
+    """A random crop of the padded image, mirrored or not."""
     return flip(shift(images, size, generator), generator)
 
 
 def affine(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Each picture rotated by up to 10 degrees, scaled by 0.9 to 1.1, sheared by up to 0.1, moved by up to 10 %."""
+    """Each image rotated by up to 10 degrees, scaled by 0.9 to 1.1, sheared by up to 0.1, moved by up to 10 %."""
     angle, scale, shear, right, down = 2 * torch.rand(5, len(images), generator=generator) - 1
     angle, scale, shear = angle * math.radians(10), 1 + 0.1 * scale, 0.1 * shear
     cosine, sine = angle.cos() / scale, angle.sin() / scale
@@ -65,10 +65,10 @@ def affine(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 def resized_crop_flip(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """A random rectangle, 8 to 100 % of the area and 3:4 to 4:3 in shape, resized and mirrored or not."""
-    tries = 10  # as many as torchvision makes before it takes the whole picture
+    tries = 10  # as many as torchvision makes before it takes the whole image
     draws = torch.rand(2, len(images), tries, generator=generator)
     area, ratio = 0.08 + 0.92 * draws[0], torch.exp((2 * draws[1] - 1) * math.log(4 / 3))
-    widths, heights = (area * ratio).sqrt(), (area / ratio).sqrt()  # [B, tries], in sides of the picture
+    widths, heights = (area * ratio).sqrt(), (area / ratio).sqrt()  # [B, tries], in sides of the image
     fits = (widths <= 1) & (heights <= 1)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     whole = ~fits.any(dim=1)
@@ -81,7 +81,7 @@ def resized_crop_flip(images: Tensor, size: int, generator: torch.Generator) -> 
 
 
 def _resample(images: Tensor, transform: Tensor, size: int, padding: str) -> Tensor:
-    """Pictures seen through `transform` [B, 2, 3], bilinear, in the type they came in."""
+    """Images seen through `transform` [B, 2, 3], bilinear, in the type they came in."""
     shape = [len(images), images.shape[1], size, size]
     grid = functional.affine_grid(transform.to(images.device), shape, align_corners=False)
     sampled = functional.grid_sample(images.float(), grid, "bilinear", padding, align_corners=False)
@@ -91,12 +91,12 @@ def _resample(images: Tensor, transform: Tensor, size: int, padding: str) -> Ten
 AUGMENTATIONS: dict[str, Augmentation] = {
     entry.name: entry
     for entry in (
-        Augmentation("none", "the picture as it is", none),
+        Augmentation("none", "the image as it is", none),
         Augmentation("shift", "moved by up to an eighth of the side; for digits", shift),
         Augmentation("affine", "rotated by 10 degrees, scaled and moved by 10 % at most; for digits", affine),
         Augmentation("crop-flip", "random crop with padding of an eighth of the side, mirrored or not", crop_flip),
         Augmentation(
-            "resized-crop-flip", "random rectangle resized, mirrored or not; for large pictures", resized_crop_flip
+            "resized-crop-flip", "random rectangle resized, mirrored or not; for large images", resized_crop_flip
         ),
     )
 }

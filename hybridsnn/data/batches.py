@@ -1,5 +1,6 @@
-"""Batches of preprocessed pictures, prepared in the background."""
+"""Batches of preprocessed images, prepared in the background."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,13 +23,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """The pictures at `positions` (int64 [N]) in batches, epoch after epoch.
+    """The images at `positions` (int64 [N]) in batches, epoch after epoch.
 
     With a seed the order is shuffled. It depends on (seed, epoch) only and the augmentation on (seed, epoch, batch
-    number) only, so a training that was cut off after any batch goes on as if it had not been. Without a seed
-    the pictures come in the order of `positions`, and cannot be augmented.
+    number) only, so an interrupted training that resumes after any batch sees the same batches. Without a seed
+    the images come in the order of `positions`, and cannot be augmented.
 
-    Pictures are augmented and normalised on `device`; random changes are the same on all devices, up to the rounding of
+    Images are augmented and normalised on `device`; random changes are the same on all devices, up to the rounding of
     resampled pixels. Labels and positions stay with the CPU.
 
     Raises:
@@ -42,7 +43,6 @@ class Batches:
     _: KW_ONLY
     augmentation: str = "none"
     seed: int | None = None
-    drop_last: bool = False
     device: torch.device = CPU
 
     def __post_init__(self) -> None:
@@ -52,8 +52,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        whole, rest = divmod(len(self.positions), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return math.ceil(len(self.positions) / self.batch_size)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number`, the next ones prepared by one thread while the caller uses the current one.
@@ -63,7 +62,7 @@ class Batches:
         The thread ends with the iterator, however that ends: run out, closed or forgotten.
 
         Raises:
-            DataError: where a picture cannot be read or does not fit the preprocessing.
+            DataError: where an image cannot be read or does not fit the preprocessing.
         """
         order = self.positions
         if self.seed is not None:
@@ -85,7 +84,7 @@ class Batches:
         images = self.images.batch(indices).to(self.device)  # as bytes, a quarter of what normalised ones are
         if self.seed is not None:
             generator = _generator(self.seed, epoch, 1 + batch_number)
-            # Frames over time become channels of one picture, so that all of a recording change alike.
+            # Frames over time become channels of one image, so that all of a recording change alike.
             merged = images.flatten(1, -3)
             changed = AUGMENTATIONS[self.augmentation].apply(merged, self.preprocessing.size, generator)
             images = changed.unflatten(1, images.shape[1:-2])

@@ -24,24 +24,24 @@ DIGITS_TEST_FRACTION, DIGITS_TEST_SEED = 0.2, 1797  # a constant: every run test
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked of a data set.
+class Access:
+    """Where the files of a data set are and how to read them; no part of what they hold.
 
     Attributes:
         folder: where its files are; None if the user gave none.
         download: fetch what is missing.
-        size: side of the stored pictures, pixels; None: as they come.
         memory_limit: bytes that decoded files may take; None: a quarter of the machine's memory.
-        binning: of recordings into frames; None for pictures.
         say: is told of work that takes long.
     """
 
     folder: Path | None
     download: bool
-    size: int | None
     memory_limit: int | None
-    binning: Binning | None
     say: Callable[[str], None]
+
+
+# From the side of the stored images (None: as they come) and the binning of recordings (None for images).
+Reader = Callable[[Access, int | None, Binning | None], ImageData]
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class DataSet:
     """How to load a data set, and how the papers prepare it.
 
     Attributes:
-        size: default side of the pictures that a network sees, pixels; None: that of the first picture.
+        size: default side of the images that a network sees, pixels; None: that of the first image.
         mean, std: per channel, for pixels in [0, 1].
         augmentation: the default one for training.
-        read: gives the data at the size asked for.
+        read: reads the files.
         margin: stored side / side that a network sees. More than 1: evaluation takes the centre, augmentation any part.
-        frames: default number of frames that a recording is binned to; None: the data are pictures, not events.
+        frames: default number of frames that a recording is binned to; None: the data are images, not events.
     """
 
     name: str
@@ -63,12 +63,12 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: str
-    read: Callable[[Request], ImageData]
+    read: Reader
     margin: float = 1.0
     frames: int | None = None
 
     def preprocessing(self, data: ImageData) -> Preprocessing:
-        """What turns the pictures of `data`, loaded from this data set at any size, into a network's input."""
+        """What turns the images of `data`, loaded from this data set at any size, into a network's input."""
         return Preprocessing(round(data.train.shape[-1] / self.margin), self.mean, self.std)
 
 
@@ -92,15 +92,15 @@ def load(
             ~/.cache/hybridsnn/data; for `imagefolder` and `imagenet` the one that holds
             `train`, without default; `digits` needs none.
         download: fetch what is missing, where that is possible.
-        size: side of the pictures that the network will see, pixels; None: the data set's own.
-        memory_limit: bytes that decoded picture files may take before they are decoded batch by batch instead;
+        size: side of the images that the network will see, pixels; None: the data set's own.
+        memory_limit: bytes that decoded image files may take before they are decoded batch by batch instead;
             None: a quarter of the machine's memory.
-        event_frames: how many frames recordings are binned to; None: the data set's own. Not for pictures.
-        event_binning: in `BINNINGS`; None: equal windows of time. Not for pictures.
+        event_frames: how many frames recordings are binned to; None: the data set's own. Not for images.
+        event_binning: in `BINNINGS`; None: equal windows of time. Not for images.
         say: is told of work that takes long.
 
     Raises:
-        ConfigError: if there is no such data set or binning, a number is not positive, pictures are to be binned, or
+        ConfigError: if there is no such data set or binning, a number is not positive, images are to be binned, or
             recordings are to be enlarged.
         DataError: if it is missing or damaged.
     """
@@ -110,7 +110,7 @@ def load(
         raise ConfigError(f"size: got {side}, must be at least 1 pixel")
     stored = None if side is None else round(side * dataset.margin)
     binning = _binning(dataset, stored, event_frames, event_binning)
-    return dataset.read(Request(folder.expanduser() if folder else None, download, stored, memory_limit, binning, say))
+    return dataset.read(Access(folder.expanduser() if folder else None, download, memory_limit, say), stored, binning)
 
 
 def _binning(dataset: DataSet, size: int | None, frames: int | None, by: str | None) -> Binning | None:
@@ -119,7 +119,7 @@ def _binning(dataset: DataSet, size: int | None, frames: int | None, by: str | N
             if value is not None:
                 events = ", ".join(name for name, entry in DATASETS.items() if entry.frames is not None)
                 raise ConfigError(
-                    f"{setting}: got {value}, but '{dataset.name}' holds pictures, not events. "
+                    f"{setting}: got {value}, but '{dataset.name}' holds images, not events. "
                     f"Leave it out, or choose a data set of events: {events}"
                 )
         return None
@@ -136,7 +136,7 @@ def default_folder() -> Path:
 
 
 def _resized(data: ImageData, size: int | None) -> ImageData:
-    """The data with pictures of this size, bilinear and antialiased. A new size makes a new fingerprint."""
+    """The data with images of this size, bilinear and antialiased. A new size makes a new fingerprint."""
     if size is None or size == data.train.shape[-1]:
         return data
     train, test = (_resized_images(images, size) for images in (data.train, data.test))
@@ -151,7 +151,7 @@ def _resized_images(images: Images, size: int) -> MemoryImages:
     return MemoryImages(torch.cat(pixels), images.labels)
 
 
-def _digits(request: Request) -> ImageData:
+def _digits(access: Access, size: int | None, binning: Binning | None) -> ImageData:
     """scikit-learn's 1,797 digits, values 0 to 16 stretched to 0 to 255; a stratified fifth of them is the test set."""
     from sklearn.datasets import load_digits  # takes a second to import
 
@@ -163,38 +163,38 @@ def _digits(request: Request) -> ImageData:
         for part in split_validation(labels, DIGITS_TEST_FRACTION, DIGITS_TEST_SEED)
     )
     classes = [str(name) for name in digits.target_names]
-    return _resized(image_data("digits", train, test, classes), request.size)
+    return _resized(image_data("digits", train, test, classes), size)
 
 
-def _published(published: Published) -> Callable[[Request], ImageData]:
-    def read(request: Request) -> ImageData:
-        return _resized(published.load(request.folder or default_folder(), request.download), request.size)
-
-    return read
-
-
-def _recorded(recordings: Recordings) -> Callable[[Request], ImageData]:
-    def read(request: Request) -> ImageData:
-        assert request.binning is not None  # `load` gives one for events
-        root, cache = request.folder or default_folder(), default_folder() / "events"
-        return recordings.load(root, request.download, request.binning, cache, request.say)
+def _published(published: Published) -> Reader:
+    def read(access: Access, size: int | None, binning: Binning | None) -> ImageData:
+        return _resized(published.load(access.folder or default_folder(), access.download), size)
 
     return read
 
 
-def _image_folder(request: Request) -> ImageData:
-    folder = _required("imagefolder", request)
-    return load_folder(f"imagefolder:{folder.name}", folder, request.size, request.memory_limit)
+def _recorded(recordings: Recordings) -> Reader:
+    def read(access: Access, size: int | None, binning: Binning | None) -> ImageData:
+        assert binning is not None  # `load` gives one for events
+        root, cache = access.folder or default_folder(), default_folder() / "events"
+        return recordings.load(root, access.download, binning, cache, access.say)
+
+    return read
 
 
-def _imagenet(request: Request) -> ImageData:
-    return load_folder("imagenet", _required("imagenet", request), request.size, request.memory_limit)
+def _image_folder(access: Access, size: int | None, binning: Binning | None) -> ImageData:
+    folder = _required("imagefolder", access)
+    return load_folder(f"imagefolder:{folder.name}", folder, size, access.memory_limit)
 
 
-def _required(name: str, request: Request) -> Path:
-    if request.folder is None:
+def _imagenet(access: Access, size: int | None, binning: Binning | None) -> ImageData:
+    return load_folder("imagenet", _required("imagenet", access), size, access.memory_limit)
+
+
+def _required(name: str, access: Access) -> Path:
+    if access.folder is None:
         raise DataError(f"{name}: no folder given; {LAYOUT}. Give it: --dataset {name} --data FOLDER")
-    return request.folder.absolute()
+    return access.folder.absolute()
 
 
 GREY_HALF, COLOUR_HALF = (0.5,), (0.5, 0.5, 0.5)
@@ -210,21 +210,21 @@ DATASETS: dict[str, DataSet] = {
                 8, GREY_HALF, GREY_HALF, "shift", _digits),
         DataSet("mnist", "70,000 grey digits, 28 x 28, 10 classes",
                 28, GREY_HALF, GREY_HALF, "affine", _published(MNIST)),
-        DataSet("fashion-mnist", "70,000 grey pictures of clothes, 28 x 28, 10 classes",
+        DataSet("fashion-mnist", "70,000 grey images of clothes, 28 x 28, 10 classes",
                 28, GREY_HALF, GREY_HALF, "crop-flip", _published(FASHION_MNIST)),
-        DataSet("cifar10", "60,000 colour pictures, 32 x 32, 10 classes",
+        DataSet("cifar10", "60,000 colour images, 32 x 32, 10 classes",
                 32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR10)),
-        DataSet("cifar100", "60,000 colour pictures, 32 x 32, 100 classes",
+        DataSet("cifar100", "60,000 colour images, 32 x 32, 100 classes",
                 32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR100)),
-        DataSet("imagefolder", "your own pictures: train/<class>/* and test/<class>/* or val/<class>/*",
+        DataSet("imagefolder", "your own images: train/<class>/* and test/<class>/* or val/<class>/*",
                 None, COLOUR_HALF, COLOUR_HALF, "crop-flip", _image_folder),
         DataSet("imagenet", "ImageNet unpacked as train/<class>/* and val/<class>/*, resized to 256, seen at 224",
                 224, IMAGENET_MEAN, IMAGENET_STD, "resized-crop-flip", _imagenet, margin=256 / 224),
-        DataSet("nmnist", "70,000 digits before an event camera, 34 x 34, 10 classes; through tonic",
+        DataSet("nmnist", "70,000 digits, event camera, 34 x 34, 10 classes; through tonic",
                 34, NO_EVENTS, TWO_EVENTS, "shift", _recorded(NMNIST), frames=10),
-        DataSet("dvs-gesture", "gestures of 29 people before an event camera, 128 x 128, 11 classes; through tonic",
+        DataSet("dvs-gesture", "gestures of 29 people, event camera, 128 x 128, 11 classes; through tonic",
                 128, NO_EVENTS, FOUR_EVENTS, "shift", _recorded(DVS_GESTURE), frames=10),
-        DataSet("cifar10-dvs", "10,000 pictures before an event camera, 128 x 128, 10 classes; through tonic",
+        DataSet("cifar10-dvs", "10,000 images, event camera, 128 x 128, 10 classes; through tonic",
                 128, NO_EVENTS, TWO_EVENTS, "crop-flip", _recorded(CIFAR10_DVS), frames=10),
     )
 }  # fmt: skip

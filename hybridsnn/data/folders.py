@@ -1,4 +1,4 @@
-"""Pictures in class folders: `train/<class>/*` and `test/<class>/*` or `val/<class>/*`."""
+"""Images in class folders: `train/<class>/*` and `test/<class>/*` or `val/<class>/*`."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ LAYOUT = "expected train/<class>/* and test/<class>/* or val/<class>/*"
 
 
 def load_folder(name: str, folder: Path, size: int | None, memory_limit: int | None) -> ImageData:
-    """The pictures under `folder`, as RGB squares.
+    """The images under `folder`, as RGB squares.
 
     They are decoded at once where they fit into the memory limit, else batch by batch. Of `test` and `val` the first
     that has class folders is the test set; the validation set is always taken from `train`.
@@ -21,11 +21,11 @@ def load_folder(name: str, folder: Path, size: int | None, memory_limit: int | N
     Args:
         name: of the data set, for people.
         folder: the one that holds `train`.
-        size: side of the squares, pixels; None: the shorter side of the first training picture.
-        memory_limit: bytes that the decoded pictures may take; None: a quarter of the machine's memory.
+        size: side of the squares, pixels; None: the shorter side of the first training image.
+        memory_limit: bytes that the decoded images may take; None: a quarter of the machine's memory.
 
     Raises:
-        DataError: if folders are missing, empty or at odds, or a picture is damaged.
+        DataError: if folders are missing, empty or at odds, or an image is damaged.
     """
     remedy = "Give the folder that holds them: --data FOLDER"
     if not folder.is_dir():
@@ -45,7 +45,7 @@ def load_folder(name: str, folder: Path, size: int | None, memory_limit: int | N
         )
 
     listings = {
-        split: [_pictures(name, folder, split, entry) for entry in train_classes] for split in ("train", test_split)
+        split: [_image_files(name, folder, split, entry) for entry in train_classes] for split in ("train", test_split)
     }
     side = size or shorter_side(folder / listings["train"][0][0])
     count = sum(len(files) for listing in listings.values() for files in listing)
@@ -68,8 +68,8 @@ def _class_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _pictures(name: str, root: Path, split: str, class_name: str) -> list[str]:
-    """Sorted paths, relative to `root`, of the pictures anywhere below a class folder."""
+def _image_files(name: str, root: Path, split: str, class_name: str) -> list[str]:
+    """Sorted paths, relative to `root`, of the images anywhere below a class folder."""
     files = sorted(
         f"{prefix}/{file}"
         for folder, _, files in os.walk(root / split / class_name)
@@ -79,7 +79,7 @@ def _pictures(name: str, root: Path, split: str, class_name: str) -> list[str]:
     )
     if not files:
         raise DataError(
-            f"{name}: {root / split / class_name} holds no pictures; expected {', '.join(SUFFIXES)}. "
+            f"{name}: {root / split / class_name} holds no images; expected {', '.join(SUFFIXES)}. "
             "Fill it, or remove it from train and test"
         )
     return files

@@ -1,4 +1,4 @@
-"""Labelled pictures in memory or in files, and the data set they make up."""
+"""Labelled images in memory or in files, and the data set they make up."""
 
 import hashlib
 import os
@@ -17,15 +17,15 @@ from torch import Tensor
 from hybridsnn.errors import DataError
 
 FILES_PER_TASK = 4  # few enough to keep every core busy on one batch, enough to be worth waking a thread for
-BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 class Images(Protocol):
-    """Pictures of one size with their labels, read by position.
+    """Images of one size with their labels, read by position.
 
     Attributes:
         labels: int64 [N], each 0 to the number of classes - 1.
-        shape: (C, H, W) of every picture.
+        shape: (C, H, W) of every image.
     """
 
     @property
@@ -37,9 +37,9 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, positions: Tensor) -> Tensor:
-        """The raw pictures at `positions` (int64 [B]): uint8 [B, C, H, W], or [B, T, C, H, W] if they are frames.
+        """The raw images at `positions` (int64 [B]): uint8 [B, C, H, W], or [B, T, C, H, W] if they are frames.
 
-        They are where the pictures are held.
+        They are where the images are held.
 
         Raises:
             DataError: if a file that holds one of them cannot be read.
@@ -47,7 +47,7 @@ class Images(Protocol):
         ...
 
     def identity(self) -> Iterator[bytes | memoryview]:
-        """What tells these pictures from others, for the fingerprint. Quick: no picture is decoded for it."""
+        """What tells these images from others, for the fingerprint. Quick: no image is decoded for it."""
         ...
 
 
@@ -99,10 +99,10 @@ class FileImages:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set: pictures to train on, pictures to test on, and what they show.
+    """A data set: images to train on, images to test on, and what they show.
 
     Attributes:
-        name: registry name; for a folder of pictures `imagefolder:<folder name>`.
+        name: registry name; for a folder of images `imagefolder:<folder name>`.
         classes: the name of each label.
         fingerprint: SHA-256 over classes, labels and pixels (of files decoded batch by batch and of
             recordings: names and sizes) that tells whether two runs saw the same data.
@@ -116,7 +116,7 @@ class ImageData:
 
 
 def held_on(images: Images, device: torch.device, limit: int) -> Images:
-    """The same pictures, on a device if they are in memory and take at most `limit` bytes there."""
+    """The same images, on a device if they are in memory and take at most `limit` bytes there."""
     if isinstance(images, MemoryImages) and images.pixels.nbytes <= limit:
         return replace(images, pixels=images.pixels.to(device))
     return images
@@ -134,13 +134,13 @@ def image_data(name: str, train: Images, test: Images, classes: Sequence[str]) -
 
 
 def decode(root: Path, files: Sequence[str], size: int) -> Tensor:
-    """Pictures in `files` as RGB: uint8 [N, 3, size, size].
+    """Images in `files` as RGB: uint8 [N, 3, size, size].
 
-    The shorter side is resized to `size` (bilinear, antialiased), then the centre is cropped; a picture that already
+    The shorter side is resized to `size` (bilinear, antialiased), then the centre is cropped; an image that already
     has that size is untouched.
 
     Raises:
-        DataError: naming the first file that is not a readable picture.
+        DataError: naming the first file that is not a readable image.
     """
     pixels = np.empty((len(files), size, size, 3), dtype=np.uint8)
 
@@ -148,9 +148,9 @@ def decode(root: Path, files: Sequence[str], size: int) -> Tensor:
         for position in range(start, min(start + FILES_PER_TASK, len(files))):
             path = root / files[position]
             try:
-                with Image.open(BytesIO(path.read_bytes())) as picture:  # one read: PIL alone makes many small ones
-                    pixels[position] = np.asarray(_square(picture.convert("RGB"), size))
-            except BROKEN_PICTURE as error:
+                with Image.open(BytesIO(path.read_bytes())) as image:  # one read: PIL alone makes many small ones
+                    pixels[position] = np.asarray(_square(image.convert("RGB"), size))
+            except BROKEN_IMAGE as error:
                 raise unreadable(path, error) from error
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # PIL lets go of the interpreter while it decodes
@@ -160,30 +160,30 @@ def decode(root: Path, files: Sequence[str], size: int) -> Tensor:
 
 
 def shorter_side(path: Path) -> int:
-    """The shorter side of a picture, pixels; reads its header only.
+    """The shorter side of an image, pixels; reads its header only.
 
     Raises:
-        DataError: if it is not a readable picture.
+        DataError: if it is not a readable image.
     """
     try:
-        with Image.open(path) as picture:
-            return min(picture.size)
-    except BROKEN_PICTURE as error:
+        with Image.open(path) as image:
+            return min(image.size)
+    except BROKEN_IMAGE as error:
         raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
     reason = " ".join(str(error).split())
-    return DataError(f"{path}: not a readable picture ({reason}). Replace or remove this file")
+    return DataError(f"{path}: not a readable image ({reason}). Replace or remove this file")
 
 
-def _square(picture: Image.Image, size: int) -> Image.Image:
-    width, height = picture.size
+def _square(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
     shorter = min(width, height)
     if shorter != size:
         width, height = int(width * size / shorter), int(height * size / shorter)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     if width == height:
-        return picture
+        return image
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return picture.crop((left, top, left + size, top + size))
+    return image.crop((left, top, left + size, top + size))

@@ -1,4 +1,4 @@
-"""From raw pictures to what a network sees."""
+"""From raw images to what a network sees."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Preprocessing:
         return max(max(mean, 1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised pictures.
+        """Normalised images.
 
         Args:
             images: [..., C, H, W], uint8 or float, values 0 to 255, H and W at least `size`. Frames over time, which
@@ -39,17 +39,17 @@ class Preprocessing:
             float32 [..., C, size, size].
 
         Raises:
-            DataError: if the pictures are too small or have another number of channels.
+            DataError: if the images are too small or have another number of channels.
         """
         channels, height, width = images.shape[-3:]
         if channels != len(self.mean):
             raise DataError(
-                f"pictures: got {channels} channels, the network's preprocessing has {len(self.mean)}. "
+                f"images: got {channels} channels, the network's preprocessing has {len(self.mean)}. "
                 "Use the data set it was trained on, or one like it"
             )
         if min(height, width) < self.size:
             raise DataError(
-                f"pictures: got {height} x {width} pixels, the network wants {self.size} x {self.size}. "
+                f"images: got {height} x {width} pixels, the network wants {self.size} x {self.size}. "
                 f"Load the data set with size {self.size}"
             )
         # (x / 255 - mean) / std as one multiplication and one addition
@@ -62,6 +62,6 @@ class Preprocessing:
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
-    """The middle of every picture: [..., H, W] -> a view [..., size, size]; H and W at least `size`."""
+    """The middle of every image: [..., H, W] -> a view [..., size, size]; H and W at least `size`."""
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]

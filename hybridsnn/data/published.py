@@ -62,9 +62,9 @@ class Published:
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
         labels = torch.as_tensor(part.targets, dtype=torch.int64)
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != self.shape:
-            raise ValueError(f"pictures are {pixels.dtype} {tuple(pixels.shape[1:])}, not uint8 {self.shape}")
+            raise ValueError(f"images are {pixels.dtype} {tuple(pixels.shape[1:])}, not uint8 {self.shape}")
         if not 0 < len(pixels) == len(labels):
-            raise ValueError(f"{len(pixels)} pictures but {len(labels)} labels")
+            raise ValueError(f"{len(pixels)} images but {len(labels)} labels")
         if labels.min() < 0 or labels.max() >= len(part.classes):
             raise ValueError(f"a label is outside 0 to {len(part.classes) - 1}")
         return MemoryImages(pixels, labels)

@@ -14,8 +14,8 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
     Args:
         labels: int64 [N].
-        fraction: of the pictures that go to validation, 0 <= fraction < 1. With 0 the validation part is empty.
-        seed: picks the pictures.
+        fraction: of the images that go to validation, 0 <= fraction < 1. With 0 the validation part is empty.
+        seed: picks the images.
 
     Returns:
         Two sorted int64 tensors, [N - round(fraction * N)] and [round(fraction * N)].
@@ -31,12 +31,12 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """The sorted positions, int64 [count], of pictures to which every class gives its share, rounded down or up.
+    """The sorted positions, int64 [count], of images to which every class gives its share, rounded down or up.
 
     Args:
         labels: int64 [N].
-        count: of pictures, 0 <= count <= N.
-        seed: picks them; the same labels, count and seed give the same pictures on every machine.
+        count: of images, 0 <= count <= N.
+        seed: picks them; the same labels, count and seed give the same images on every machine.
     """
     total = len(labels)
     shuffled = torch.randperm(total, generator=torch.Generator().manual_seed(seed))

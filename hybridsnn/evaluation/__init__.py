@@ -1,1 +1,1 @@
-"""What a network achieves: accuracy at every step, spikes, early exit; each measured in one pass over images."""
+"""Evaluation of a network: accuracy at every time step, firing rates, early exit, each in one pass over images."""

@@ -1,4 +1,4 @@
-"""What a network achieves: accuracy at every step, firing rates, spikes per image, in one pass."""
+"""Accuracy of an ANN, and accuracy at every time step, firing rates and spikes per image of a spiking network."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ def ann_accuracy(model: nn.Module, device: torch.device) -> Measurement[Rows]:
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Tensor]:
         model.eval()
-        logits, labels = model(batch.pictures.to(device)).float(), batch.labels.to(device)
+        logits, labels = model(batch.time_average.to(device)).float(), batch.labels.to(device)
         loss = functional.cross_entropy(logits, labels, reduction="none")
         return {"correct": (logits.argmax(1) == labels).cpu(), "loss": loss.double().cpu()}
 
@@ -33,11 +33,11 @@ def ann_accuracy(model: nn.Module, device: torch.device) -> Measurement[Rows]:
 
 
 def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, seed: int) -> Measurement[Rows]:
-    """One pass over the images gives everything; time is streamed in chunks, so memory does not grow with it.
+    """Simulate T time steps, chunk by chunk, so that memory does not grow with T.
 
     Args:
         timesteps: T.
-        seed: of random spikes.
+        seed: of the encoder.
 
     Returns:
         rows `metric`, `value` and, where it applies, `step` (1..T) or `layer`: `accuracy` and `loss` of the output
@@ -48,7 +48,7 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
 
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Tensor]:
-        """Sums over the images of the batch: at each step, of each layer."""
+        """Sums over the images of the batch: per time step, and per layer."""
         model.eval()
         correct = torch.zeros(timesteps, dtype=torch.float64)
         loss = torch.zeros(timesteps, dtype=torch.float64)
@@ -59,11 +59,11 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
             spikes[name] += float(values.sum(dtype=torch.float64))
             neurons[name] = values[0].numel()
 
-        pictures, labels = batch.images.to(device), batch.labels.to(device)
+        images, labels = batch.images.to(device), batch.labels.to(device)
         state: ModelState | None = None
         for start in range(0, timesteps, CHUNK):
             steps = min(CHUNK, timesteps - start)
-            frames = model.encoder(pictures, batch.indices, steps, start=start, seed=seed)
+            frames = model.encoder(images, batch.indices, steps, start=start, seed=seed)
             outputs, state = model(frames, state, observe=observe)
             window = slice(start, start + steps)
             correct[window] = (outputs.argmax(2) == labels).sum(1).double().cpu()

@@ -1,4 +1,4 @@
-"""A pass over images: what it is to find out, batch by batch, so that it can be cut off after any."""
+"""Measurements over a data set, batch by batch, so that they can be interrupted after any batch."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Measurement(Generic[Result]):
-    """What to measure, and what follows from it.
+    """What to measure on each batch, and the result over all.
 
     Attributes:
-        of_batch: tensors on the CPU, with a first dimension along which those of all batches are joined.
-        result: what follows from those of all batches.
+        of_batch: named tensors on the CPU; those of all batches are concatenated along the first dimension.
+        result: computes the result from the concatenated tensors.
     """
 
     of_batch: Callable[[Batch], dict[str, Tensor]]
@@ -27,10 +27,10 @@ class Measurement(Generic[Result]):
 
 
 def join(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What was measured on several batches, as if on one."""
+    """The tensors of several batches, concatenated."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def evaluate(measurement: Measurement[Result], batches: Iterable[Batch]) -> Result:
-    """What a whole pass finds out."""
+    """The result over all batches."""
     return measurement.result(join([measurement.of_batch(batch) for batch in batches]))

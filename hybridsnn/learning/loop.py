@@ -12,19 +12,19 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from hybridsnn.batch import Batch
+from hybridsnn.checkpoint import SAVE_EVERY
 from hybridsnn.errors import ConfigError, OutOfTimeError
 from hybridsnn.learning.bptt import LearningRule
-from hybridsnn.learning.checkpoint import (
+from hybridsnn.learning.optimisation import Optimisation, OwnRate
+from hybridsnn.learning.training_state import (
     TrainingState,
     optimiser_tensors,
     random_states,
     restore_optimiser,
     restore_random_states,
 )
-from hybridsnn.learning.optimisation import Optimisation, OwnRate
 from hybridsnn.memory import LiveMemory
 from hybridsnn.model import SpikingModel
-from hybridsnn.snapshot import SAVE_EVERY
 
 
 class Source(Protocol):
@@ -64,8 +64,8 @@ def fit(
     """Train a model in place; it ends with the weights that were best on the validation split, at the start or after
     any epoch; of equals, the last.
 
-    A training that was stopped or killed goes on from the last checkpoint in `folder`, which may lie within an epoch,
-    and ends with the same weights and metrics. At least one batch is done before it stops again.
+    An interrupted or killed training resumes from the checkpoint in `folder`, which may lie within an epoch, and ends
+    with the same weights and metrics. At least one batch is trained on before the next interruption.
 
     Args:
         rule: fills the gradients of a batch.
@@ -75,7 +75,7 @@ def fit(
         own_rates: of thresholds and leaks.
         project: called after each update, to bring thresholds and leaks back into their bounds.
         track, say: progress.
-        time_is_up: asked after each batch and each epoch: whether to leave a checkpoint and stop.
+        time_is_up: asked after each batch and each epoch: whether to save a checkpoint and raise `OutOfTimeError`.
 
     Returns:
         rows of metrics with `epoch`, `split`, `metric`, `value`; the last, `kept-epoch`, says whose weights were kept,
@@ -84,7 +84,7 @@ def fit(
     Raises:
         ConfigError: if the loss stops being a number.
         ArtifactError: if the checkpoint is damaged.
-        OutOfTimeError: if the time is up before the end.
+        OutOfTimeError: if the time limit is reached before the end.
     """
     epochs, length = optimisation.epochs, len(batches)
     if epochs == 0:
@@ -109,7 +109,7 @@ def fit(
     if state.precision:
         fabric.strategy.precision.load_state_dict(state.precision)
     if isinstance(model, SpikingModel):
-        wrapped.mark_forward_method("currents")  # rules call it, and it must run at the precision asked for
+        wrapped.mark_forward_method("run")  # rules call it, and it must run at the precision asked for
 
     def save() -> None:
         state.model, state.optimiser = model.state_dict(), optimiser_tensors(optimiser)
@@ -118,8 +118,8 @@ def fit(
             state.save(folder)
         fabric.barrier()
 
-    def stop() -> OutOfTimeError:
-        return OutOfTimeError(f"stopped {place()}, as the time is up; the same command goes on there")
+    def interruption() -> OutOfTimeError:
+        return OutOfTimeError(f"interrupted {place()}: time limit reached; the same command resumes there")
 
     def measure() -> dict[str, dict[str, float]]:
         if validate is None:
@@ -142,7 +142,7 @@ def fit(
         def set_rate(number: int) -> float:
             return optimisation.set_rate(optimiser, (epoch + number / length) / epochs)
 
-        stopping, saved = False, time.monotonic()
+        interrupt, saved = False, time.monotonic()
         for batch in track(batches.epoch(epoch, state.batch), f"epoch {epoch + 1}", length - state.batch):
             set_rate(state.batch)
             labels = fabric.to_device(batch.labels)
@@ -160,15 +160,15 @@ def fit(
             if very_first:
                 state.peak_live_bytes = memory.peak
             state.batch += 1
-            stopping = time_is_up()
-            if stopping or time.monotonic() - saved > SAVE_EVERY:
+            interrupt = time_is_up()
+            if interrupt or time.monotonic() - saved > SAVE_EVERY:
                 state.random = random_states(fabric.device)
                 save()
                 saved = time.monotonic()
-            if stopping:
+            if interrupt:
                 break  # out of the loop first, so that whatever shows progress ends before the error
-        if stopping:
-            raise stop()
+        if interrupt:
+            raise interruption()
         images = float(sums["images"])
         loss_mean = float(sums["loss"]) / images
         if not np.isfinite(loss_mean):
@@ -191,7 +191,7 @@ def fit(
         save()
         say(_line(epoch + 1, epochs, measured))
         if epoch + 1 < epochs and time_is_up():
-            raise stop()
+            raise interruption()
 
     model.load_state_dict(state.best)
     model.eval()

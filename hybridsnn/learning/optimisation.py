@@ -55,7 +55,7 @@ OPTIMISERS = {
 
 @dataclass(frozen=True)
 class OwnRate:
-    """Parameters that learn at a rate of their own and without weight decay: thresholds, leaks."""
+    """Parameters with a learning rate of their own and without weight decay: thresholds, leaks."""
 
     parameters: Sequence[nn.Parameter]
     learning_rate: float
@@ -63,12 +63,12 @@ class OwnRate:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How weights follow their gradients.
+    """Optimiser, schedule and hyperparameters of a training.
 
     Attributes:
         optimiser, schedule: names in `OPTIMISERS`, `SCHEDULES`.
         learning_rate, momentum, weight_decay: of weights.
-        epochs: how many times the training images are seen.
+        epochs: number of epochs.
     """
 
     optimiser: str

@@ -37,14 +37,14 @@ class NetworkSpec:
         """The network with fresh weights, which depend on torch's random state alone.
 
         Raises:
-            ConfigError: if the name is unknown or the pictures are too small for the network.
+            ConfigError: if the name is unknown or the images are too small for the network.
         """
         if external.is_external(self.name):
             return external.build(self.name, self.input_shape, self.classes)
         entry = look_up(NETWORKS, self.name, "network")
         if min(self.input_shape[1:]) < entry.smallest:
             raise ConfigError(
-                f"network: '{self.name}' got pictures of {self.input_shape[1]}x{self.input_shape[2]}, "
+                f"network: '{self.name}' got images of {self.input_shape[1]}x{self.input_shape[2]}, "
                 f"needs at least {entry.smallest}x{entry.smallest}; choose a smaller network or a larger --image-size"
             )
         return entry.build(self)
@@ -56,7 +56,7 @@ class Network:
 
     Attributes:
         build: from a specification to a module.
-        smallest: the smallest side of a picture it accepts.
+        smallest: the smallest side of an image it accepts.
     """
 
     summary: str

@@ -20,7 +20,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
     """A classification network of timm or torchvision with fresh weights.
 
     Raises:
-        ConfigError: if the library is not installed, has no such network, or cannot build it for these pictures.
+        ConfigError: if the library is not installed, has no such network, or cannot build it for these images.
     """
     library, _, model = name.partition(":")
     channels = input_shape[0]
@@ -39,5 +39,5 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
     known = torchvision.models.list_models(module=torchvision.models)
     look_up({entry: entry for entry in known}, model, "network: torchvision")
     if channels != 3:
-        raise ConfigError(f"network: '{name}' takes pictures of 3 channels, got {channels}; use a network of timm")
+        raise ConfigError(f"network: '{name}' takes images of 3 channels, got {channels}; use a network of timm")
     return torchvision.models.get_model(model, weights=None, num_classes=classes)

@@ -1,4 +1,4 @@
-"""Small networks for small pictures: LeNet-5 with average pools, and a net for 8x8 digits."""
+"""Small networks for small images: LeNet-5 with average pools, and a net for 8x8 digits."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Networks of basic blocks: those of the hybrid paper (Rathi et al., ICLR 2020), and ResNet-18 for small pictures."""
+"""Networks of basic blocks: those of the hybrid paper (Rathi et al., ICLR 2020), and ResNet-18 for small images."""
 
 from collections.abc import Iterator, Sequence
 
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
 class GlobalPoolResNet(nn.Module):
     """One 3x3 convolution, basic blocks, a global average pool, one linear layer; made to be trained from scratch.
 
-    With two blocks for each width it is the ResNet-18 of small pictures (He et al., 2016, without the first pool).
+    With two blocks for each width it is the ResNet-18 of small images (He et al., 2016, without the first pool).
 
     Args: as for `ResNet`.
     """

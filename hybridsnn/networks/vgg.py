@@ -18,7 +18,7 @@ GLOBAL_POOL_PLAN: tuple[int | str, ...] = (64, POOL, 128, POOL, 256, 256, POOL, 
 
 
 def feature_size(plan: Sequence[int | str], side: int) -> int:
-    """The side of the last feature map for pictures of `side` pixels: each pool halves it."""
+    """The side of the last feature map for images of `side` pixels: each pool halves it."""
     return side // 2 ** plan.count(POOL)
 
 

@@ -1,1 +1,1 @@
-"""Recipes: read, planned, run; and the tables of numbers that they gave, each traced to its run."""
+"""Recipes: read, plan and run them, and collect their results in verified tables."""

@@ -1,4 +1,4 @@
-"""Recipes: files that name the stages of a run, with knobs to turn and scales at which they are turned together."""
+"""Recipes: YAML files that name the stages of a run, with parameters and presets of parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from hybridsnn.registry import look_up, unknown
 from hybridsnn.stages import STAGES
 from hybridsnn.stages.base import Stage
 
-FULL = "full"  # the scale at which no knob is turned
+FULL = "full"  # the preset that changes no parameter
 
 
 class Row(StageConfig):
-    """What a recipe reproduces.
+    """The row of a paper's table that a recipe reproduces.
 
     Attributes:
-        paper: which one.
-        network: what the paper calls it.
-        columns: what the table calls the network that a step evaluates, by step.
+        paper: its name.
+        network: the row's name in the paper.
+        columns: the column of the table for each evaluation, by step.
         published: top-1 accuracy in percent, by step.
-        published_timesteps: whether the recipe at full scale has the paper's T; where that is not known, it has not.
+        published_timesteps: whether T of the preset `full` is the paper's; false where the paper does not say.
     """
 
     paper: str
@@ -36,21 +36,21 @@ class Row(StageConfig):
 
 
 class RecipeFile(StageConfig):
-    """The outline of a recipe; what each stage is given is checked by that stage.
+    """The content of a recipe file; the settings of each stage are checked by that stage.
 
     Attributes:
-        based_on: a file whose content this one completes and replaces, mapping by mapping; relative to this one.
-        shared: anything, to be named by anchors and used elsewhere in the file.
-        knobs: values of settings written as `$name`; null leaves the setting to the stage.
-        scales: knobs to turn together, by name.
+        based_on: another recipe file, relative to this one, over whose content this one is merged, mapping by mapping.
+        shared: holds YAML anchors that are used elsewhere in the file.
+        parameters: values of settings written as `$name`; null leaves the setting at the stage's default.
+        presets: values for several parameters at once, by name.
     """
 
     name: str
     description: str = ""
     based_on: str | None = None
     shared: Any = None
-    knobs: dict[str, Any] = Field(default_factory=dict)
-    scales: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     row: Row | None = None
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
 
@@ -67,18 +67,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps in the order they run, each reading only earlier ones; `row` says what they reproduce, if anything."""
+    """Steps in the order they run, each reading only earlier ones; `row` is what they reproduce, if anything."""
 
     name: str
     description: str
     steps: tuple[Step, ...]
     row: Row | None = None
-    scale: str = FULL
+    preset: str = FULL
 
     @property
     def run_name(self) -> str:
-        """What its run is called if nothing else is said."""
-        return self.name if self.scale == FULL else f"{self.name}-{self.scale}"
+        """The default name of its run."""
+        return self.name if self.preset == FULL else f"{self.name}-{self.preset}"
 
     def before(self, step: Step) -> list[Step]:
         """The steps from which a step is made, itself included, in the order they run."""
@@ -90,15 +90,15 @@ class Recipe:
 
 
 def load_recipe(
-    path: Path, overrides: Sequence[str] = (), stages: Mapping[str, Stage] = STAGES, scale: str = FULL
+    path: Path, overrides: Sequence[str] = (), stages: Mapping[str, Stage] = STAGES, preset: str = FULL
 ) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: a YAML file.
-        overrides: replace what the file says: `step.setting=value` or `knob=value`, the value in YAML.
+        overrides: replace what the file says: `step.setting=value` or `parameter=value`, the value in YAML.
         stages: the stages a recipe can name.
-        scale: one of the recipe's; `full` turns no knob.
+        preset: one of the recipe's; `full` changes no parameter.
 
     Raises:
         ConfigError: one line that names every problem.
@@ -106,17 +106,17 @@ def load_recipe(
     try:
         outline = resolve(RecipeFile, _read(path), "recipe")
         check_name(outline.name, "recipe.name")
-        knobs, drafts = dict(outline.knobs), {name: dict(values) for name, values in outline.stages.items()}
+        parameters, drafts = dict(outline.parameters), {name: dict(values) for name, values in outline.stages.items()}
         written = {value for values in drafts.values() for value in values.values() if isinstance(value, str)}
-        if idle := [name for name in knobs if f"${name}" not in written]:
+        if idle := [name for name in parameters if f"${name}" not in written]:
             raise ConfigError(
-                f"knobs: no setting uses {', '.join(idle)}; remove them, or write ${idle[0]} in its place"
+                f"parameters: no setting uses {', '.join(idle)}; remove them, or write ${idle[0]} in its place"
             )
-        if scale != FULL:
-            _turn(knobs, look_up(outline.scales, scale, "scale"), f"scales.{scale}")
+        if preset != FULL:
+            _set(parameters, look_up(outline.presets, preset, "preset"), f"presets.{preset}")
         for override in overrides:
-            _override(knobs, drafts, override)
-        drafts = _filled_in(drafts, knobs)
+            _override(parameters, drafts, override)
+        drafts = _filled_in(drafts, parameters)
         if (row := outline.row) is not None:
             for name in row.columns:
                 look_up(drafts, name, "row.columns")
@@ -134,7 +134,7 @@ def load_recipe(
             problems.append(str(error))
     if problems:
         raise ConfigError(f"{path}: {'; '.join(problems)}")
-    return Recipe(outline.name, outline.description, tuple(steps.values()), outline.row, scale)
+    return Recipe(outline.name, outline.description, tuple(steps.values()), outline.row, preset)
 
 
 def _read(path: Path, under: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -165,33 +165,33 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _turn(knobs: dict[str, Any], values: Mapping[str, Any], where: str) -> None:
+def _set(parameters: dict[str, Any], values: Mapping[str, Any], where: str) -> None:
     for name, value in values.items():
-        look_up(knobs, name, where)
-        knobs[name] = value
+        look_up(parameters, name, where)
+        parameters[name] = value
 
 
-def _override(knobs: dict[str, Any], drafts: dict[str, dict[str, Any]], override: str) -> None:
+def _override(parameters: dict[str, Any], drafts: dict[str, dict[str, Any]], override: str) -> None:
     target, equals, text = override.partition("=")
     name, dot, setting = target.partition(".")
-    if not (equals and name and (setting or (knobs and not dot))):
-        forms = "step.setting=value, e.g. ann.epochs=3" + (", or knob=value" if knobs else "")
+    if not (equals and name and (setting or (parameters and not dot))):
+        forms = "step.setting=value, e.g. ann.epochs=3" + (", or parameter=value" if parameters else "")
         raise ConfigError(f"--set: got '{override}', must be {forms}")
     value = yaml_value(text, f"--set {target}")
     if setting:
         look_up(drafts, name, "--set")[setting] = value
     else:
-        _turn(knobs, {name: value}, "--set")
+        _set(parameters, {name: value}, "--set")
 
 
-def _filled_in(drafts: Mapping[str, Mapping[str, Any]], knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings with the values of knobs in the place of their names."""
+def _filled_in(drafts: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings with the values of parameters in the place of their names."""
     filled: dict[str, dict[str, Any]] = {}
     for step, values in drafts.items():
         filled[step] = {}
         for setting, value in values.items():
             if isinstance(value, str) and value.startswith("$"):
-                value = look_up(knobs, value[1:], f"{step}.{setting}: knob")
+                value = look_up(parameters, value[1:], f"{step}.{setting}: parameter")
                 if value is None:
                     continue
             filled[step][setting] = value

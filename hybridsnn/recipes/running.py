@@ -1,4 +1,4 @@
-"""Run recipes: say what there is left to do, do it."""
+"""Plans and runs recipes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Status = Literal["current", "interrupted", "to do"]
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run would do about a step, and why; `artifact` is there if the step is current."""
+    """The status of a step and the reason for it; `artifact` is set if the step is current."""
 
     step: Step
     status: Status
@@ -26,7 +26,7 @@ class Planned:
 
 
 def plan(recipe: Recipe, run_folder: Path, environment: Environment | None = None) -> list[Planned]:
-    """What a run would do, step by step. Nothing is written, and files of artifacts are not verified."""
+    """The status of each step. Nothing is written, and files of artifacts are not verified."""
     planned: list[Planned] = []
     artifacts: dict[str, Artifact] = {}
     for step in recipe.steps:
@@ -37,7 +37,7 @@ def plan(recipe: Recipe, run_folder: Path, environment: Environment | None = Non
 
 
 def _look_at(step: Step, artifacts: Mapping[str, Artifact], run_folder: Path, environment: Environment) -> Planned:
-    """The state of a step, given the artifacts of the earlier steps that are current."""
+    """The status of a step, given the artifacts of the earlier steps that are current."""
     waiting_for = [source for source in step.sources if source not in artifacts]
     if waiting_for:
         return Planned(step, "to do", f"after {', '.join(waiting_for)}")
@@ -46,7 +46,7 @@ def _look_at(step: Step, artifacts: Mapping[str, Artifact], run_folder: Path, en
     if artifact := find(run_folder, key):
         return Planned(step, "current", f"made {artifact.manifest.created:%Y-%m-%d %H:%M} UTC", artifact)
     if scratch_folder(run_folder, key).is_dir():
-        return Planned(step, "interrupted", "resumes where it stopped")
+        return Planned(step, "interrupted", "resumes where it was interrupted")
     return Planned(step, "to do", _difference(step, run_folder))
 
 
@@ -77,25 +77,25 @@ def run(
     on_done: Callable[[Step, Artifact, bool], None] = lambda step, artifact, made: None,
     fresh: bool = False,
 ) -> list[Artifact]:
-    """Make every artifact that is not current.
+    """Run every step whose artifact is not current.
 
     Args:
-        on_step: called before a step, with its state at that moment.
+        on_step: called before a step, with its status.
         on_done: called after it, with the artifact and whether it was made just now.
-        fresh: start interrupted steps over.
+        fresh: start interrupted steps over instead of resuming them.
 
     Returns:
         one artifact for each step.
 
     Raises:
-        OutOfTimeError: within a step or between two, once the time is up.
+        OutOfTimeError: within a step or between two, once the time limit is reached.
     """
     artifacts: dict[str, Artifact] = {}
     made_any = False
     for step in recipe.steps:
         planned = _look_at(step, artifacts, run_folder, environment)
         if made_any and planned.status != "current" and environment.time_is_up():
-            raise OutOfTimeError(f"{step.name}: not begun, as the time is up; the same command goes on with it")
+            raise OutOfTimeError(f"{step.name}: not begun: time limit reached; the same command resumes here")
         on_step(planned)
         parents = [artifacts[source] for source in step.sources]
         artifact, made = execute(step.stage, step.config, parents, run_folder, environment, name=step.name, fresh=fresh)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hybridsnn.reporting.measurements import by_epoch, by_layer, by_step, kept_epoch, total
+from hybridsnn.reporting.metrics import by_epoch, by_layer, by_step, kept_epoch, total
 from hybridsnn.reporting.records import NetworkReport, evaluation_of, names_of
 from hybridsnn.reporting.style import (
     COLOURS,
@@ -206,9 +206,9 @@ FIGURES = {
     "accuracy": FigureKind(
         accuracy_figure,
         "Accuracy over time",
-        "Accuracy if a spiking network is stopped after T time steps; beside its name, the value at its last step. "
-        "A dashed line is a network without spikes. A star is a network whose images leave as soon as their answer is "
-        "clear, at the mean number of steps they take. The axis shows where the networks end: "
+        "Accuracy of a spiking network after T time steps; beside its name, the value at its last step. "
+        "A dashed line is an ANN. A star is a network with early exit, at its mean number of steps. "
+        "The axis shows the range of the final values: "
         "much lower values at few steps lie below it, and are in the table.",
     ),
     "firing_rates": FigureKind(
@@ -226,7 +226,7 @@ FIGURES = {
     "training": FigureKind(
         training_figure,
         "Training",
-        "Loss and accuracy after each epoch, on the images trained on and on those held back for validation. "
-        "A dotted line marks the epoch whose weights were kept; epoch 0 is what training started with.",
+        "Loss and accuracy after each epoch, on the training and the validation images. "
+        "A dotted line marks the epoch whose weights were kept; epoch 0 is before training.",
     ),
 }

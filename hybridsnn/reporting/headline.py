@@ -1,10 +1,10 @@
-"""What a report says first: the best answer in a sentence, and every network at a glance."""
+"""The headline of a report: the best result in a sentence, and a card for each network."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hybridsnn.reporting.measurements import by_step, total
+from hybridsnn.reporting.metrics import by_step, total
 from hybridsnn.reporting.quantities import signed, whole
 from hybridsnn.reporting.records import NetworkReport, evaluation_of
 from hybridsnn.reporting.tables import last_step, reference_accuracy
@@ -14,7 +14,7 @@ NEAR = 1.0  # points below the ann that count as near it
 
 @dataclass(frozen=True)
 class Glance:
-    """One network at a glance: its name, its accuracy as text, and what else is worth a line each."""
+    """The card of one network: its name, its accuracy as text, and a line for each detail."""
 
     name: str
     accuracy: str
@@ -24,7 +24,7 @@ class Glance:
 
 @dataclass(frozen=True)
 class Headline:
-    """What was measured on the same images, in a sentence and at a glance."""
+    """The best result on one set of images in a sentence, and the cards of all networks measured on it."""
 
     data: str
     sentence: str
@@ -49,7 +49,7 @@ def steps_to_reach(network: NetworkReport, accuracy: float) -> int | None:
 
 
 def standard_error(accuracy: float, images: float) -> float:
-    """How far, in points, the accuracy in percent would stray if as many other images were drawn."""
+    """The standard error, in points, of an accuracy in percent measured on so many images."""
     return math.sqrt(accuracy * (100 - accuracy) / images)
 
 
@@ -66,7 +66,7 @@ def _headline(data: str, members: Sequence[NetworkReport], networks: Sequence[Ne
 
 
 def _merit(network: NetworkReport) -> tuple[float, float, float]:
-    """The higher accuracy, then fewer steps, then fewer spikes."""
+    """Ranks by accuracy, then by fewer steps, then by fewer spikes."""
     spikes = total(network.evaluation, "spikes-per-image")
     return _final(network), -(last_step(network) or 0), -spikes if spikes == spikes else -math.inf
 
@@ -114,10 +114,9 @@ def _details(network: NetworkReport, networks: Sequence[NetworkReport]) -> list[
         near = steps_to_reach(network, reference - NEAR)
         if near is not None:
             details.append(f"within {NEAR:.0f} point from T = {near} on")
-    for metric, words in (("spikes-per-image", "spikes"), ("synaptic-operations", "synaptic operations")):
-        count = total(network.evaluation, metric)
-        if count == count:
-            details.append(f"{whole(count)} {words} per image")
+    spikes = total(network.evaluation, "spikes-per-image")
+    if spikes == spikes:
+        details.append(f"{whole(spikes)} spikes per image")
     return details
 
 

@@ -1,4 +1,4 @@
-"""How artifacts were made from one another, as a drawing that stands inside a page."""
+"""The lineage of artifacts, as an inline SVG drawing."""
 
 from collections.abc import Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""Pages from templates: each one file that needs no other, no network and no script."""
+"""HTML pages from templates: each a single file, without scripts, that opens offline."""
 
 from importlib.resources import files
 from typing import Any
@@ -11,7 +11,7 @@ from hybridsnn.reporting.tables import as_text, numeric_columns
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from one of the templates beside this file; whatever is text in `values` is escaped."""
+    """A page from one of the templates in this folder; text in `values` is escaped."""
     environment = Environment(
         loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
@@ -24,7 +24,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def grid(table: pd.DataFrame, caption: str) -> dict[str, Any]:
-    """What the macro of the same name sets as a table: text, and which columns are flush right."""
+    """The input of the template macro of the same name: cells as text, and which columns are right-aligned."""
     text = as_text(table)
     return {
         "caption": caption,

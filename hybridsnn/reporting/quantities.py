@@ -1,4 +1,4 @@
-"""Times and sizes as a reader wants them."""
+"""Times, sizes and differences as text."""
 
 
 def duration(seconds: float) -> str:
@@ -22,7 +22,7 @@ def size(count: int) -> str:
 
 
 def whole(count: float) -> str:
-    """A count as tables show it: to tenths, as in their files, and then to ones, so that page and file agree."""
+    """A count as tables show it: rounded to tenths, as in their files, then to ones, so that page and file agree."""
     return f"{round(count, 1):,.0f}"
 
 

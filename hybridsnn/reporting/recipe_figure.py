@@ -1,4 +1,4 @@
-"""The figure of one recipe in a table: accuracy over time beside the network without spikes."""
+"""The figure of one recipe in a table: accuracy over time steps beside that of the ANN."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What a report is made from: measured networks and where they came from."""
+"""The content of a report: evaluated networks and the provenance of artifacts."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class NetworkReport:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How one artifact was made: inputs, settings, machine and cost."""
+    """The provenance of one artifact: inputs, settings, machine and cost."""
 
     name: str  # no two artifacts of a report have the same
     kind: str
@@ -43,7 +43,7 @@ class Provenance:
 
 
 def evaluation_of(network: NetworkReport) -> str:
-    """What the network was measured on; only numbers that agree in this may be compared."""
+    """Data set and split the network was evaluated on; only numbers with the same may be compared."""
     return f"{network.dataset}, {network.split}"
 
 

@@ -1,4 +1,4 @@
-"""Write a report: tables, figures and the page that holds them all."""
+"""Writes a report: tables, figures and the page that holds them all."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from hybridsnn.errors import ArtifactError
 from hybridsnn.reporting.figures import FIGURES
 from hybridsnn.reporting.headline import headlines
 from hybridsnn.reporting.lineage import lineage_svg
-from hybridsnn.reporting.measurements import total
+from hybridsnn.reporting.metrics import total
 from hybridsnn.reporting.page import grid, render
 from hybridsnn.reporting.records import NetworkReport, Provenance, evaluation_of
 from hybridsnn.reporting.svg import inline_svg
@@ -59,7 +59,7 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
         data=_data(networks),
         headlines=headlines(networks),
         accuracy=grid(accuracy, "Accuracy and cost of each network"),
-        anytime="mean steps" in accuracy,
+        early_exit="mean steps" in accuracy,
         figures=figures,
         artifacts=list(zip(anchors, provenance, strict=True)),
         anchor_of={artifact.name: anchor for anchor, artifact in zip(anchors, provenance, strict=True)},
@@ -70,7 +70,7 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
 
 
 def _data(networks: Sequence[NetworkReport]) -> list[str]:
-    """What was measured on, each with its number of images, or the range of them if the networks saw unequal ones."""
+    """Each data set and split with its number of images, or the range where networks differ."""
     counts: dict[str, set[int]] = {}
     for network in networks:
         images = total(network.evaluation, "images")

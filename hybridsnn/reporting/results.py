@@ -1,15 +1,15 @@
-"""What a table of a paper is made from: a published number and what runs gave."""
+"""Results: published numbers beside those of our runs."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ANN = "ANN"  # the column of the networks without spikes
+ANN = "ANN"  # the column of ANNs
 
 
 @dataclass(frozen=True)
 class Result:
-    """One number of a table: what a paper says and what runs gave. Accuracies are in percent."""
+    """One number of a table: the published accuracy and those of our runs, in percent."""
 
     recipe: str  # cifar10-vgg5
     paper: str  # "hybrid", "STOP"
@@ -22,13 +22,13 @@ class Result:
     published: float | None
     accuracies: tuple[float, ...]  # one a seed; empty: not run
     test_images: int | None
-    scale: str  # "full", "laptop", "gpu"
+    preset: str  # of the recipe: "full", "laptop", "gpu"
     device: str
     wall_seconds: float | None  # of the stages this number alone adds, mean over seeds
     created: str  # date, UTC
     digests: tuple[str, ...]  # sha256 of the manifests of the evaluations, one a seed
     versions: dict[str, str]
-    note: str = ""  # why there is none, or what else is to be known
+    note: str = ""  # why there is no number, or a remark on it
 
     @property
     def mean(self) -> float | None:
@@ -48,18 +48,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Gap:
-    """How far an accuracy lies from that of its own ANN, in points; None where one of the two is missing."""
+    """The difference of an accuracy to that of its own ANN, in points; None where one of the two is missing."""
 
     ours: float | None
     published: float | None
 
 
 def gaps(results: Sequence[Result]) -> list[Gap]:
-    """Of each result, to the ANN of the same recipe at the same scale; of ANNs themselves there is none."""
-    anns = {(result.recipe, result.scale): result for result in results if result.column == ANN}
+    """Of each result, to the ANN of the same recipe and preset; of ANNs themselves there is none."""
+    anns = {(result.recipe, result.preset): result for result in results if result.column == ANN}
 
     def gap(result: Result) -> Gap:
-        ann = anns.get((result.recipe, result.scale))
+        ann = anns.get((result.recipe, result.preset))
         if ann is None or result.column == ANN:
             return Gap(None, None)
         return Gap(_less(result.mean, ann.mean), _less(result.published, ann.published))

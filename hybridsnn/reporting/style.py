@@ -1,4 +1,4 @@
-"""How every figure looks: sizes, colours, and axes that show what matters."""
+"""The style of all figures: sizes, colours, and ranges of axes."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ MARKER_DISTANCE = 0.04  # at least, along a curve, as a share of the panel's dia
 
 
 def zoom(axes: Axes, lowest: float, finals: list[float]) -> None:
-    """Show where the networks end, and as much below as leaves their differences visible."""
+    """Limit the axis to the final accuracies and a range below in which their differences stay visible."""
     best, worst = max(finals), min(finals)
     bottom = best - max(20.0, 4 * (best - worst))
     if lowest > best - 1.25 * (best - bottom):  # then little would be cut off, or nothing
@@ -62,6 +62,6 @@ def mark_steps(axes: Axes, longest: int) -> None:
 
 
 def shortened(name: str, length: int = 34) -> str:
-    """The name with its middle left out if it is long: what sets it apart is mostly at its ends."""
+    """The name, with its middle left out if it is long: names differ mostly at their ends."""
     half = length // 2
     return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"

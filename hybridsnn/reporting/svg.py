@@ -1,4 +1,4 @@
-"""Figures as SVG that can stand inside an HTML page."""
+"""Figures as inline SVG for HTML pages."""
 
 import io
 import re

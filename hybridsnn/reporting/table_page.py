@@ -1,4 +1,4 @@
-"""Write the page of a whole table: what papers say, and what runs of many recipes gave."""
+"""Writes the page of a table: published results beside those of our runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from hybridsnn.reporting.recipe_figure import recipe_figure
 from hybridsnn.reporting.results import ANN, Gap, Result, gaps
 from hybridsnn.reporting.svg import inline_svg
 
-FULL = "full"  # the scale at which a paper can be held against a number
+FULL = "full"  # the preset whose numbers can be compared with the paper's
 
 
 @dataclass(frozen=True)
 class Number:
-    """A result, and how far it lies from its own ANN."""
+    """A result, and its difference to its own ANN."""
 
     result: Result
     to_ann: Gap
 
     @property
     def comparable(self) -> bool:
-        """Whether its difference to the published number says something about the method."""
-        return self.result.scale == FULL
+        """Whether it can be compared with the published number."""
+        return self.result.preset == FULL
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The results of one recipe, with what its heading says and its figure, if there are curves."""
+    """The results of one recipe, with its heading and its figure, if there are curves."""
 
     name: str
     anchor: str
@@ -40,44 +40,44 @@ class Entry:
     figure: Markup | None
 
     def cell(self, column: str) -> list[Number]:
-        """Its results in a column of the table."""
+        """Its results in one column of the table."""
         return [row for row in self.rows if row.result.column == column]
 
     @property
     def data(self) -> list[str]:
-        """What it learned from and was measured on, one line for each data set it used or lacks."""
+        """The training and test images of each data set that it used or lacks, one line each."""
         return _distinct(_data(row.result) for row in self.rows)
 
     @property
     def run(self) -> list[Result]:
-        """Those of its results that were run."""
+        """Its results that were run."""
         return [row.result for row in self.rows if row.result.accuracies]
 
     @property
-    def scales(self) -> list[str]:
-        """At which scales it was run."""
-        return _distinct(result.scale for result in self.run)
+    def presets(self) -> list[str]:
+        """The presets it was run with."""
+        return _distinct(result.preset for result in self.run)
 
     @property
     def conditions(self) -> list[str]:
-        """Scale, device and date of its runs, each combination once."""
-        return _distinct(f"{result.scale} scale on {result.device}, {result.created}" for result in self.run)
+        """Preset, device and date of its runs, each combination once."""
+        return _distinct(f"preset {result.preset} on {result.device}, {result.created}" for result in self.run)
 
     @property
     def spread(self) -> bool:
-        """Whether a number of it comes from several seeds."""
+        """Whether one of its numbers comes from several seeds."""
         return any(result.spread is not None for result in self.run)
 
     @property
     def notes(self) -> list[str]:
-        """Why numbers are missing, and what else is to be known of one."""
+        """Why numbers are missing, and remarks on others."""
         noted = [row.result for row in self.rows if row.result.note]
         return _distinct(f"{result.column}: {result.note}" if result.accuracies else result.note for result in noted)
 
 
 @dataclass(frozen=True)
 class Paper:
-    """The part of the table that is held against one paper."""
+    """The part of the table that reproduces one paper."""
 
     name: str
     anchor: str
@@ -88,10 +88,10 @@ class Paper:
 def write_table_page(
     title: str, results: Sequence[Result], curves: Mapping[tuple[str, str], pd.Series], path: Path
 ) -> None:
-    """Write one HTML page that needs no other file, no network and no script.
+    """Write one HTML page, a single file without scripts that opens offline.
 
     Args:
-        results: in the order in which they are shown; those of one paper and one recipe are brought together.
+        results: in the order in which they are shown; those of one paper and one recipe are grouped.
         curves: accuracy in percent indexed by time step, by (recipe, column); may be empty.
         path: the file to write; its folder is made if missing.
 
@@ -117,12 +117,12 @@ def write_table_page(
         title=title,
         papers=papers,
         counts=(len(run), len(results)),
-        scales=_distinct(result.scale for result in run),
+        presets=_distinct(result.preset for result in run),
         devices=_distinct(result.device for result in run),
         dates=sorted({result.created for result in run}),
         seeds=sorted({len(result.accuracies) for result in run}),
         versions=_versions(run),
-        smaller=sorted({result.scale for result in run} - {FULL}),
+        smaller=sorted({result.preset for result in run} - {FULL}),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The tables of a report, as numbers and as text."""
+"""The tables of reports and results, as numbers and as text."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from hybridsnn.reporting.measurements import by_layer, by_step, total
+from hybridsnn.reporting.metrics import by_layer, by_step, total
 from hybridsnn.reporting.quantities import signed
 from hybridsnn.reporting.records import NetworkReport, evaluation_of, names_of
 from hybridsnn.reporting.results import Result, gaps
@@ -17,8 +17,8 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
     """One row per network: accuracy in % at its last step and at the powers of two before, and what it costs.
 
     `T` is the number of steps, empty for an ann. `vs ANN` is the accuracy at the last step less that of the ann
-    measured on the same data, in points; it is empty where there is no such ann, or more than one. `anytime` is the
-    accuracy if images leave as soon as their answer is clear, after `mean steps`. A column that would be empty
+    measured on the same data, in points; it is empty where there is no such ann, or more than one. `early exit`
+    is the accuracy with early exit, after `mean steps` on average. A column that would be empty
     throughout is left out, and so is the data where it is the same for all.
     """
     last_steps = [last_step(network) for network in networks]
@@ -38,14 +38,13 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
                 "accuracy (%)": round(final, 2),
                 "vs ANN (points)": round(final - reference, 2),
                 **{f"T={power} (%)": round(accuracy.get(power, math.nan), 2) for power in powers},
-                "anytime (%)": round(100 * total(network.evaluation, "exit-accuracy"), 2),
+                "early exit (%)": round(100 * total(network.evaluation, "exit-accuracy"), 2),
                 "mean steps": round(total(network.evaluation, "exit-mean-steps"), 2),
                 "spikes / image": round(total(network.evaluation, "spikes-per-image"), 1),
-                "synaptic operations / image": round(total(network.evaluation, "synaptic-operations"), 1),
             }
         )
     table = pd.DataFrame(rows).astype({"T": "Int64"})
-    optional = ["T", "vs ANN (points)", "anytime (%)", "mean steps", "spikes / image", "synaptic operations / image"]
+    optional = ["T", "vs ANN (points)", "early exit (%)", "mean steps", "spikes / image"]
     unneeded = [name for name in optional if table[name].isna().all()]
     if table["data"].nunique() == 1:
         unneeded.append("data")
@@ -88,11 +87,11 @@ def reference_accuracy(network: NetworkReport, networks: Sequence[NetworkReport]
 
 
 def results_table(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per result: what the paper has and what runs gave; accuracies in %, differences in points.
+    """One row per result: published and our accuracies in %, differences in points.
 
-    What lies between a number and its own ANN tells at every scale what the spikes cost.
+    The difference to its own ANN is what the spikes cost, at every preset.
 
-    `evaluation` is the beginning of the digest of each seed's.
+    `evaluation` is the beginning of the digest of each seed's evaluation.
     """
     rows = [
         {
@@ -112,7 +111,7 @@ def results_table(results: Sequence[Result]) -> pd.DataFrame:
             "data set": result.dataset,
             "images": result.images,
             "test images": result.test_images,
-            "scale": result.scale,
+            "preset": result.preset,
             "device": result.device,
             "wall time (s)": result.wall_seconds,
             "evaluation": ", ".join(digest[:12] for digest in result.digests) or None,
@@ -127,17 +126,17 @@ def results_table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as a reader wants it: every cell a string, rounded by its size and unit, a dash for an empty one."""
+    """The table as text: numbers rounded by their size and unit, a dash for an empty cell."""
     return pd.DataFrame({name: [_text(value, str(name)) for value in table[name]] for name in table.columns}, dtype=str)
 
 
 def numeric_columns(table: pd.DataFrame) -> list[bool]:
-    """Which columns hold numbers, and are set flush right."""
+    """Which columns hold numbers, and are right-aligned."""
     return [is_numeric_dtype(table[name]) for name in table.columns]
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown, safe against what names may contain."""
+    """The table in Markdown, with special characters in names escaped."""
     text = as_text(table)
     rows = [
         list(text.columns),

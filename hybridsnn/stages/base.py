@@ -1,4 +1,4 @@
-"""What a stage is, and how one is executed: a function from artifacts to one artifact."""
+"""Stages: functions from artifacts to one artifact, and how one is executed."""
 
 import resource
 import shutil
@@ -32,10 +32,10 @@ SPENT = "seconds.txt"  # in a scratch folder
 
 
 class Progress(Protocol):
-    """How a stage tells what it is doing."""
+    """How a stage reports its progress."""
 
     def track(self, iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-        """Hand on the items while showing how many of `total` are done."""
+        """Yield the items while showing how many of `total` are done."""
         ...
 
     def say(self, text: str) -> None:
@@ -44,7 +44,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
 
     def track(self, iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
         yield from iterable
@@ -59,7 +59,7 @@ class Environment:
 
     Attributes:
         opened: the data set that was opened last, for the next stage of the same command.
-        time_is_up: whether to stop at the next place where that loses little; asked often.
+        time_is_up: whether the time limit is reached; a stage then saves a checkpoint and raises `OutOfTimeError`.
     """
 
     device: str = "auto"
@@ -72,13 +72,13 @@ class Environment:
 
 @dataclass
 class Work:
-    """What a stage is handed, and what it hands back for the manifest.
+    """The input of a stage, and what it returns for the manifest.
 
     Attributes:
         folder: files written here become the artifact.
-        scratch: files written here survive a killed process and are there when the same command is repeated.
+        scratch: for checkpoints; kept when the process is killed, until the artifact is complete.
         data: name and fingerprint of the data the stage used, set by the stage.
-        device: where it ran, and in brackets what that is; set by the stage.
+        device: that it ran on, with the name of the hardware in brackets; set by the stage.
     """
 
     config: StageConfig
@@ -92,7 +92,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Stage:
-    """A kind of step.
+    """A stage of the pipeline.
 
     Attributes:
         name: the command, e.g. `train-ann`.
@@ -100,12 +100,12 @@ class Stage:
         config: the type of its settings; its docstring is the paragraph under the summary.
         consumes: kinds of artifact that fit as a parent; empty for a stage that starts from nothing.
         produces: the kind it makes.
-        run: does the work.
+        run: makes the files of the artifact.
         folder: the artifact's default name, e.g. `convert-max`.
         many: takes any number of parents.
         each: with no parent given, runs once for every fitting artifact of the run.
-        outside: hashes, by name, of what identifies the result besides settings and parents, such as a file of weights
-            or a folder of images that the settings only locate. Must be quick.
+        outside: hashes, by name, of inputs that the settings only locate, such as a file of weights or a folder of
+            images. Must be quick.
         example: a command for the help.
     """
 
@@ -149,7 +149,7 @@ def execute(
 
     Raises:
         ArtifactError: if the parents do not fit, or the current artifact is damaged.
-        OutOfTimeError: if the time was up before it was made.
+        OutOfTimeError: if the time limit was reached before it was made.
     """
     parents = tuple(parents)
     _check_parents(stage, parents)
@@ -201,7 +201,7 @@ def execute(
 
 
 def _seconds_in(scratch: Path) -> float:
-    """What stopped processes spent on what there is to resume; one that was killed could not say."""
+    """The time that interrupted processes have spent on this artifact; one that was killed has left no record."""
     with suppress(OSError, ValueError):
         return float((scratch / SPENT).read_text(encoding="utf-8"))
     return 0.0
@@ -219,7 +219,7 @@ def _check_parents(stage: Stage, parents: tuple[Artifact, ...]) -> None:
 
 
 def _peak_memory(device: str) -> int:
-    """Bytes: of the GPU if one did the work, else the most this process has held so far."""
+    """Peak memory in bytes: of the GPU if the stage used one, else of this process so far."""
     if device.startswith("cuda"):
         import torch  # not needed to read, list or skip artifacts
 

@@ -7,14 +7,15 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from hybridsnn.config import Choice, StageConfig
 from hybridsnn.conversion import BALANCERS, GRANULARITIES, MAX_POOL_CHOICES, Calibration, balance, set_constants
+from hybridsnn.data import DataSpec
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ConfigError, DataError, OutOfTimeError
 from hybridsnn.model import SpikingModel
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
-from hybridsnn.stages.images import Pictures, open_again
+from hybridsnn.stages.images import LoadedImages, open_again
 from hybridsnn.stages.networks import (
-    ImageDescription,
+    ModelDescription,
     SpikingDescription,
     encoder_for,
     load_network,
@@ -101,13 +102,13 @@ def run(work: Work) -> None:
     fabric = fabric_for(work)
     network, description = load_network(work.parents[0])
     balancer = BALANCERS[config.balance]
-    encoder, timesteps = coding(config, description.images)
+    encoder, timesteps = coding(config, description.data)
     potential = config.initial_potential
     if potential is None:
         # Half a threshold centres the rounding of a constant input; one that changes needs no centring.
         potential = 0.5 if encoder == "direct" and balancer.thresholds is not None else 0.0
     spiking = SpikingDescription(
-        encoder=encoder_for(encoder, description.images.preprocessing()),
+        encoder=encoder_for(encoder, description.preprocessing),
         timesteps=timesteps,
         granularity=config.granularity,
         reset=config.reset,
@@ -121,7 +122,7 @@ def run(work: Work) -> None:
         threshold = 1.0 if config.threshold is None else config.threshold
         set_constants(model.body, threshold * config.threshold_scale, config.leak)
     else:
-        balance(model.body, balancer, calibration(config, model, description.images, work), config.threshold_scale)
+        balance(model.body, balancer, calibration(config, model, description, work), config.threshold_scale)
     save_network(work.folder, description.model_copy(update={"spiking": spiking}), model)
     rows = [
         {"layer": name, "metric": "threshold", "value": float(neuron.threshold.mean())}
@@ -130,37 +131,37 @@ def run(work: Work) -> None:
     write_metrics(work.folder, STAGE.name, "train", rows)
 
 
-def coding(config: ConvertConfig, images: ImageDescription) -> tuple[str, int]:
+def coding(config: ConvertConfig, data: DataSpec) -> tuple[str, int]:
     """The name of the encoder and the number of time steps: as asked for, else what fits the data.
 
     Raises:
         ConfigError: if the encoder does not encode such data, or recordings have fewer frames.
     """
-    events = images.events
-    encoder = config.encoder or ("direct" if events is None else "event")
-    if ENCODERS[encoder].events != (events is not None):
-        fitting = [name for name, entry in ENCODERS.items() if entry.events == (events is not None)]
+    frames = data.event_frames
+    encoder = config.encoder or ("direct" if frames is None else "event")
+    if ENCODERS[encoder].events != (frames is not None):
+        fitting = [name for name, entry in ENCODERS.items() if entry.events == (frames is not None)]
         raise ConfigError(
-            f"convert.encoder: got '{encoder}', which does not encode {'pictures' if events is None else 'events'}, "
-            f"must be {' or '.join(fitting)} for '{images.dataset}'"
+            f"convert.encoder: got '{encoder}', which does not encode {'images' if frames is None else 'events'}, "
+            f"must be {' or '.join(fitting)} for '{data.dataset}'"
         )
-    if events is None:
+    if frames is None:
         return encoder, config.timesteps or 16
-    timesteps = config.timesteps or events.frames
-    if timesteps > events.frames:
+    timesteps = config.timesteps or frames
+    if timesteps > frames:
         raise ConfigError(
-            f"convert.timesteps: got {timesteps}, must be at most {events.frames}, the frames of a recording; "
+            f"convert.timesteps: got {timesteps}, must be at most {frames}, the frames of a recording; "
             f"or make the network with --event-frames {timesteps}"
         )
     return encoder, timesteps
 
 
-def calibration(config: ConvertConfig, model: SpikingModel, description: ImageDescription, work: Work) -> Calibration:
+def calibration(config: ConvertConfig, model: SpikingModel, description: ModelDescription, work: Work) -> Calibration:
     """What thresholds are measured on, for a model that is where it is to be measured."""
     images, indices = calibration_images(open_again(description, work), config.calibration_images, config.seed)
     timesteps = config.calibration_timesteps
-    if description.events is not None:
-        timesteps = min(timesteps, description.events.frames)
+    if description.data.event_frames is not None:
+        timesteps = min(timesteps, description.data.event_frames)
     device = next(model.parameters()).device
     layers, done = len(model.neurons), 0
 
@@ -170,7 +171,7 @@ def calibration(config: ConvertConfig, model: SpikingModel, description: ImageDe
         work.environment.progress.say(f"balanced {name} ({done} of {layers})")
         if done < layers and work.environment.time_is_up():
             raise OutOfTimeError(
-                f"stopped at {done} of {layers} layers, as the time is up; the same command starts it over"
+                f"interrupted at {done} of {layers} layers: time limit reached; the same command starts it over"
             )
 
     return Calibration(
@@ -184,7 +185,7 @@ def calibration(config: ConvertConfig, model: SpikingModel, description: ImageDe
     )
 
 
-def calibration_images(pictures: Pictures, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def calibration_images(images: LoadedImages, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised images `[N, C, H, W]` or events `[N, T, C, H, W]` and their indices `[N]`.
 
     They are drawn from the training split, without augmentation.
@@ -192,11 +193,11 @@ def calibration_images(pictures: Pictures, count: int, seed: int) -> tuple[torch
     Raises:
         DataError: if there are no training images.
     """
-    source = pictures.measuring("train", 1)
+    source = images.measuring("train", 1)
     generator = torch.Generator().manual_seed(seed)
     chosen = source.positions[torch.randperm(len(source.positions), generator=generator)[:count]].sort().values
     if len(chosen) == 0:
-        raise DataError(f"dataset: '{pictures.data.name}' has no training images to calibrate on")
+        raise DataError(f"dataset: '{images.data.name}' has no training images to calibrate on")
     return source.preprocessing(source.images.batch(chosen)), chosen
 
 

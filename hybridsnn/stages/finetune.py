@@ -115,7 +115,7 @@ def run(work: Work) -> None:
     spiking = description.spiking
     assert spiking is not None  # the parent is an snn
     timesteps = config.timesteps or spiking.timesteps
-    pictures = open_again(description.images, work).on(fabric.device)
+    images = open_again(description, work).on(fabric.device)
 
     own_rates = [
         OwnRate(parameters, config.learning_rate if rate is None else rate)
@@ -143,8 +143,8 @@ def run(work: Work) -> None:
                 neuron.project()
 
     def encode(batch: Batch, epoch: int) -> Frames:
-        images = fabric.to_device(batch.images)
-        return Frames(model.encoder, images, batch.indices, timesteps, seed=seed_of(config.seed, SPIKES, epoch))
+        inputs = fabric.to_device(batch.images)
+        return Frames(model.encoder, inputs, batch.indices, timesteps, seed=seed_of(config.seed, SPIKES, epoch))
 
     def measure(wrapped: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         seed = seed_of(config.seed, SPIKES)
@@ -158,7 +158,7 @@ def run(work: Work) -> None:
         model,
         config.rule(),
         config,
-        pictures,
+        images,
         seed=config.seed,
         encode=encode,
         measure=measure,

@@ -1,25 +1,24 @@
-"""Pictures for stages: opened once, split the same way every time, checked against those a network was made with."""
+"""Images for stages: opened once, split the same way every time, checked against those a network was made with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Any
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from hybridsnn.artifacts import Artifact, lineage
-from hybridsnn.config import Choice, StageConfig, hash_of
+from hybridsnn.config import StageConfig, hash_of
 from hybridsnn.data import (
-    AUGMENTATIONS,
-    BINNINGS,
     DATASETS,
-    DEFAULT_BINNING,
+    FOLDERS,
     Batches,
+    DataSpec,
     ImageData,
     Images,
+    Preprocessing,
     default_folder,
     held_on,
     load,
@@ -29,78 +28,50 @@ from hybridsnn.data import (
 from hybridsnn.errors import ArtifactError, ConfigError, DataError
 from hybridsnn.networks import NetworkSpec
 from hybridsnn.stages.base import Environment, Work
-from hybridsnn.stages.networks import EventDescription, ImageDescription
+from hybridsnn.stages.networks import ModelDescription
 
-FOLDERS = ("imagefolder", "imagenet")  # data sets that are whatever folder they are given
 MEASURED = 0  # seed of the choice of images to measure on: the same for all networks
 CPU = torch.device("cpu")
 
 
-class ImageSettings(StageConfig):
-    """Which pictures a network is made for; later stages take them over from its artifact."""
-
-    dataset: Annotated[str, Choice(DATASETS, "dataset")] = Field("digits", description="Data set.")
-    folder: str | None = Field(
-        None, description=f"Folder of pictures inside --data, for {' and '.join(FOLDERS)}; unset: --data itself."
-    )
-    images: int | None = Field(
-        None, gt=0, description="Training images to use, of each class its share, validation included; unset: all."
-    )
-    image_size: int | None = Field(None, gt=0, description="Side of the pictures in pixels; unset: the data set's own.")
-    validation: float = Field(
-        0.1, ge=0, lt=1, description="Share of the training images kept back to choose the best epoch; 0: none."
-    )
-    augmentation: Annotated[str, Choice(AUGMENTATIONS, "augmentation")] | None = Field(
-        None, description="Random changes to training images; unset: the data set's own."
-    )
-    event_frames: int | None = Field(
-        None, gt=0, description="Frames that recordings of events are binned to; unset: the data set's own."
-    )
-    event_binning: Annotated[str, Choice(BINNINGS, "binning")] | None = Field(
-        None, description="Frames of equal time, or of equal counts of events; unset: time."
-    )
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
-
-    @field_validator("folder")
-    @classmethod
-    def _only_of_pictures(cls, folder: str | None, info: ValidationInfo) -> str | None:
-        dataset = info.data.get("dataset")  # missing if it is itself refused
-        if folder is not None and dataset is not None and dataset not in FOLDERS:
-            raise ValueError(f"must be left unset for '{dataset}', which has its own place in --data")
-        return folder
-
-
-def outside(config: StageConfig, environment: Environment) -> Mapping[str, str]:
-    """What identifies the pictures beside the settings: the folder's name, where the folder is the data set."""
-    named = isinstance(config, ImageSettings) and (config.dataset not in FOLDERS or config.folder is not None)
-    if isinstance(config, ImageSettings) and not named and environment.data is not None:
+def outside_of_images(config: StageConfig, environment: Environment) -> Mapping[str, str]:
+    """What identifies the images beside the settings: the folder's name, where the folder is the data set."""
+    named = isinstance(config, DataSpec) and (config.dataset not in FOLDERS or config.folder is not None)
+    if isinstance(config, DataSpec) and not named and environment.data is not None:
         return {"folder": hash_of(environment.data.expanduser().resolve().name)}
     return {}
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """An opened data set, described so that it can be opened the same way again.
+class LoadedImages:
+    """An opened data set, with what it takes to open it the same way again.
 
     Attributes:
+        spec: resolved; nothing in it is left to the data set.
         device: where batches are augmented and normalised.
     """
 
     data: ImageData
-    description: ImageDescription
+    spec: DataSpec
+    preprocessing: Preprocessing
     device: torch.device = CPU
 
-    def on(self, device: torch.device) -> "Pictures":
-        """The same for a network on a device: on a GPU, so are its batches, and pictures that take a quarter of the
+    def on(self, device: torch.device) -> "LoadedImages":
+        """The same for a network on a device: on a GPU, so are its batches, and images that take a quarter of the
         free memory at most are moved there once.
         """
         return replace(self, device=device) if device.type == "cuda" else self
 
     def network(self, name: str, *, batch_norm: bool, width: float, dropout: float | None = None) -> NetworkSpec:
-        """A network for these pictures and their classes."""
-        size = self.description.image_size
-        shape = (self.data.train.shape[0], size, size)
+        """A network for these images and their classes."""
+        shape = (self.data.train.shape[0], self.preprocessing.size, self.preprocessing.size)
         return NetworkSpec(name, shape, len(self.data.classes), batch_norm, width, dropout)
+
+    def description(self, network: NetworkSpec) -> ModelDescription:
+        """What `model.json` says of an ANN for these images."""
+        return ModelDescription(
+            network=network, data=self.spec, preprocessing=self.preprocessing, classes=list(self.data.classes)
+        )
 
     def training(self, batch_size: int, seed: int, augmentation: str | None = None) -> Batches:
         """Shuffled, augmented training batches."""
@@ -108,9 +79,9 @@ class Pictures:
         return Batches(
             self._train,
             train,
-            self.description.preprocessing(),
+            self.preprocessing,
             batch_size,
-            augmentation=augmentation or self.description.augmentation,
+            augmentation=augmentation or str(self.spec.augmentation),
             seed=seed,
             device=self.device,
         )
@@ -126,7 +97,7 @@ class Pictures:
         positions = {"train": train, "validation": validation, "test": torch.arange(len(self.data.test))}[split]
         if count is not None:
             positions = positions[_some(images.labels[positions], count, MEASURED, f"the {split} split")]
-        return Batches(images, positions, self.description.preprocessing(), batch_size, device=self.device)
+        return Batches(images, positions, self.preprocessing, batch_size, device=self.device)
 
     @cached_property
     def _train(self) -> Images:
@@ -143,11 +114,11 @@ class Pictures:
         return held_on(images, self.device, free // 4)
 
     def _split(self) -> tuple[Tensor, Tensor]:
-        labels, description = self.data.train.labels, self.description
+        labels, spec = self.data.train.labels, self.spec
         used = torch.arange(len(labels))
-        if description.count is not None:
-            used = _some(labels, description.count, description.split_seed, f"'{self.data.name}'")
-        training, validation = split_validation(labels[used], description.validation, description.split_seed)
+        if spec.images is not None:
+            used = _some(labels, spec.images, spec.seed, f"'{self.data.name}'")
+        training, validation = split_validation(labels[used], spec.validation, spec.seed)
         return used[training], used[validation]
 
 
@@ -157,59 +128,38 @@ def _some(labels: Tensor, count: int, seed: int, where: str) -> Tensor:
     return stratified(labels, count, seed)
 
 
-def open_new(settings: ImageSettings, work: Work) -> Pictures:
+def open_new(spec: DataSpec, work: Work) -> LoadedImages:
     """Open the data set that a first stage names, and note it for the manifest.
 
     Raises:
-        ConfigError: if the validation share leaves no image to train on, or none to validate with, or pictures are to
+        ConfigError: if the validation share leaves no image to train on, or none to validate with, or images are to
             be binned like events.
         DataError: if the data set is missing or has another number of channels than its normalisation.
     """
-    entry = DATASETS[settings.dataset]
-    asked = _Asked(
-        settings.dataset, settings.folder, settings.image_size, settings.event_frames, settings.event_binning
-    )
-    data = _load(asked, work)
-    total = min(len(data.train), settings.images or len(data.train))
-    kept_back = round(settings.validation * total)
-    if kept_back == total or (settings.validation and not kept_back):
+    data = _load(spec, work)
+    total = min(len(data.train), spec.images or len(data.train))
+    held_out = round(spec.validation * total)
+    if held_out == total or (spec.validation and not held_out):
         raise ConfigError(
-            f"validation: got {settings.validation}, which keeps back {kept_back} of {total} training images; "
+            f"validation: got {spec.validation}, which holds out {held_out} of {total} training images; "
             "must leave some on either side, or be 0"
         )
-    preprocessing = entry.preprocessing(data)
+    preprocessing = DATASETS[spec.dataset].preprocessing(data)
     channels = data.train.shape[0]
     if channels != len(preprocessing.mean):
         raise DataError(f"dataset: '{data.name}' has {channels} channels, its normalisation {len(preprocessing.mean)}")
-    events = None
-    if entry.frames is not None:
-        events = EventDescription(
-            frames=settings.event_frames or entry.frames, binning=settings.event_binning or DEFAULT_BINNING
-        )
-    description = ImageDescription(
-        dataset=settings.dataset,
-        image_size=preprocessing.size,
-        mean=list(preprocessing.mean),
-        std=list(preprocessing.std),
-        classes=list(data.classes),
-        validation=settings.validation,
-        split_seed=settings.seed,
-        augmentation=settings.augmentation or entry.augmentation,
-        events=events,
-        folder=settings.folder,
-        count=settings.images,
-    )
-    work.environment.opened[_Asked.again(description)] = data
-    return Pictures(data, description)
+    resolved = spec.resolved(data)
+    work.environment.opened[_stored(resolved)] = data
+    return LoadedImages(data, resolved, preprocessing)
 
 
-def open_again(description: ImageDescription, work: Work) -> Pictures:
+def open_again(description: ModelDescription, work: Work) -> LoadedImages:
     """Open the data set that a network was made with.
 
     Raises:
         ArtifactError: if its content is no longer the same.
     """
-    data = _load(_Asked.again(description), work)
+    data = _load(description.data, work)
     for artifact in _ancestors(work):
         mark = artifact.manifest.data
         if mark is not None and mark.fingerprint != data.fingerprint:
@@ -218,42 +168,31 @@ def open_again(description: ImageDescription, work: Work) -> Pictures:
                 f"data: {artifact.path} was made with {mark.name} ({mark.fingerprint[:12]}); {data.name}{place} "
                 f"now is {data.fingerprint[:12]}; give the same folder with --data"
             )
-    return Pictures(data, description)
+    return LoadedImages(data, description.data, description.preprocessing)
 
 
-class _Asked(NamedTuple):
-    """Which data set, in which folder inside that of the environment, and how its pictures are stored."""
-
-    dataset: str
-    folder: str | None
-    size: int | None
-    frames: int | None
-    binning: str | None
-
-    @classmethod
-    def again(cls, description: ImageDescription) -> "_Asked":
-        events = description.events
-        frames, binning = (events.frames, events.binning) if events else (None, None)
-        return cls(description.dataset, description.folder, description.image_size, frames, binning)
+def _stored(spec: DataSpec) -> tuple[Any, ...]:
+    """What decides which images are read from disk, and at what size."""
+    return spec.dataset, spec.folder, spec.image_size, spec.event_frames, spec.event_binning
 
 
-def _load(asked: _Asked, work: Work) -> ImageData:
-    environment = work.environment
-    if asked not in environment.opened:
+def _load(spec: DataSpec, work: Work) -> ImageData:
+    environment, stored = work.environment, _stored(spec)
+    if stored not in environment.opened:
         environment.opened.clear()  # one data set at a time stays in memory
         folder: Path | None = environment.data
-        if asked.folder is not None:
-            folder = (folder or default_folder()) / asked.folder
-        environment.opened[asked] = load(
-            asked.dataset,
+        if spec.folder is not None:
+            folder = (folder or default_folder()) / spec.folder
+        environment.opened[stored] = load(
+            spec.dataset,
             folder=folder,
             download=environment.download,
-            size=asked.size,
-            event_frames=asked.frames,
-            event_binning=asked.binning,
+            size=spec.image_size,
+            event_frames=spec.event_frames,
+            event_binning=spec.event_binning,
             say=environment.progress.say,
         )
-    data: ImageData = environment.opened[asked]
+    data: ImageData = environment.opened[stored]
     work.data = (data.name, data.fingerprint)
     return data
 

@@ -1,4 +1,4 @@
-"""`load-ann`: bring in a network that was trained elsewhere."""
+"""`load-ann`: load an ANN that was trained elsewhere."""
 
 import pickle
 from collections.abc import Mapping
@@ -13,33 +13,36 @@ from torch import Tensor
 
 from hybridsnn.artifacts import sha256_of
 from hybridsnn.config import StageConfig
+from hybridsnn.data import DataSpec
 from hybridsnn.errors import ConfigError
 from hybridsnn.networks import NETWORKS, external
 from hybridsnn.registry import unknown
-from hybridsnn.stages import images
 from hybridsnn.stages.base import Environment, Stage, Work
-from hybridsnn.stages.networks import ModelDescription, mismatch, save_network
+from hybridsnn.stages.images import open_new, outside_of_images
+from hybridsnn.stages.networks import mismatch, save_network
 
 
-class LoadConfig(images.ImageSettings):
+class LoadConfig(DataSpec):
     """Reads weights from a file and checks that they fit the network exactly.
 
-    The network is one of `hybridsnn list networks`, or `timm:NAME`, or `torchvision:NAME`. The file is a safetensors
-    file or a `state_dict` saved by PyTorch; nothing in it is executed. Name the data set the network was trained on:
-    later stages calibrate and evaluate with it.
+    The network is one of `hybridsnn list networks`, `timm:NAME` or `torchvision:NAME`. The file is a safetensors file
+    or a `state_dict` saved by PyTorch; no code in it is executed. `--dataset` names the data set that the network was
+    trained on: later stages calibrate and evaluate with it.
     """
 
-    network: str = Field("digits-cnn", description="Network: of the registry, timm:NAME or torchvision:NAME.")
-    batch_norm: bool = Field(False, description="Whether a network of the registry has batch norm.")
-    width: float = Field(1.0, gt=0, description="Factor on all channels of a network of the registry.")
+    network: str = Field(
+        "digits-cnn", description="Network: see `hybridsnn list networks`, or timm:NAME, or torchvision:NAME."
+    )
+    batch_norm: bool = Field(False, description="Batch norm after each convolution; not of timm, torchvision.")
+    width: float = Field(1.0, gt=0, description="Factor on the channels of every layer; not of timm, torchvision.")
     weights: Path | None = Field(
-        None, description="File with the weights (.safetensors, .pt, .pth).", json_schema_extra={"location": True}
+        None, description="File of weights (.safetensors, .pt, .pth).", json_schema_extra={"location": True}
     )
 
 
 def outside(config: StageConfig, environment: Environment) -> Mapping[str, str]:
     """The content of the file of weights identifies the result, wherever it lies."""
-    hashes = dict(images.outside(config, environment))
+    hashes = dict(outside_of_images(config, environment))
     path = cast(LoadConfig, config).weights
     if path is not None and path.is_file():
         hashes["weights"] = sha256_of(path)
@@ -75,18 +78,18 @@ def run(work: Work) -> None:
     if config.network not in NETWORKS and not external.is_external(config.network):
         raise unknown("load-ann.network", config.network, [*NETWORKS, "timm:NAME", "torchvision:NAME"])
     weights = read_weights(config.weights)
-    pictures = images.open_new(config, work)
-    spec = pictures.network(config.network, batch_norm=config.batch_norm, width=config.width)
+    images = open_new(config, work)
+    spec = images.network(config.network, batch_norm=config.batch_norm, width=config.width)
     network = spec.build()
     if problem := mismatch(network, weights):
         raise ConfigError(f"load-ann.weights: {config.weights}: {problem}")
     network.load_state_dict(weights)
-    save_network(work.folder, ModelDescription(network=spec, images=pictures.description), network)
+    save_network(work.folder, images.description(spec), network)
 
 
 STAGE = Stage(
     name="load-ann",
-    summary="Bring in a trained network from elsewhere.",
+    summary="Load an ANN that was trained elsewhere.",
     config=LoadConfig,
     consumes=(),
     produces="ann",

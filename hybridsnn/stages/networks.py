@@ -1,11 +1,11 @@
-"""Networks in artifacts: `model.json` says how to build one, `model.safetensors` holds its weights. Never pickle."""
+"""Networks in artifacts: `model.json` describes how to build one, `model.safetensors` holds its weights. No pickle."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hybridsnn.artifacts import Artifact, write_json
 from hybridsnn.config import Choice
 from hybridsnn.conversion import GRANULARITIES, MAX_POOL_CHOICES, spiking_body
-from hybridsnn.data import BINNINGS, Preprocessing
+from hybridsnn.data import DataSpec, Preprocessing
 from hybridsnn.encoders import ENCODERS, Encoder
 from hybridsnn.errors import ArtifactError, HybridSNNError
 from hybridsnn.model import SpikingModel
@@ -27,56 +27,11 @@ class _Description(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EventDescription(_Description):
-    """How recordings of an event camera became frames.
-
-    Attributes:
-        frames: in each recording, and so the most time steps that a spiking network can run for.
-        binning: in `BINNINGS`.
-    """
-
-    frames: int
-    binning: Annotated[str, Choice(BINNINGS, "binning")]
-
-
-class ImageDescription(_Description):
-    """Which pictures a network was made for, and how they reach it.
-
-    Attributes:
-        dataset: in `DATASETS`.
-        folder: of the pictures, inside the folder of data sets; None: that folder itself.
-        count: of training images that are used, validation included; None: all.
-        image_size: side in pixels.
-        mean, std: of the normalisation, per channel.
-        classes: their names.
-        validation: share of the training images that training never sees.
-        split_seed: of that split.
-        augmentation: of the training images.
-        events: None for pictures.
-    """
-
-    dataset: str
-    image_size: int
-    mean: list[float]
-    std: list[float]
-    classes: list[str]
-    validation: float
-    split_seed: int
-    augmentation: str
-    events: EventDescription | None = None
-    folder: str | None = None
-    count: int | None = None
-
-    def preprocessing(self) -> Preprocessing:
-        """What turns stored pictures into inputs."""
-        return Preprocessing(self.image_size, tuple(self.mean), tuple(self.std))
-
-
 class SpikingDescription(_Description):
-    """What turns the network into a spiking one.
+    """How the network is made spiking.
 
     Attributes:
-        timesteps: T, unless an evaluation asks for another.
+        timesteps: number of time steps T, unless an evaluation sets another.
         granularity, reset, initial_potential, max_pool: see `spiking_body`.
         batch_norm: folded into the synapses, or kept in them.
         readout_leak: see `SpikingModel`.
@@ -110,11 +65,40 @@ class SpikingDescription(_Description):
 
 
 class ModelDescription(_Description):
-    """The content of `model.json`; `spiking` is None for an ANN."""
+    """The content of `model.json`.
+
+    Attributes:
+        data: the images that the network was made for.
+        preprocessing: of those images.
+        classes: their names.
+        spiking: None for an ANN.
+    """
 
     network: NetworkSpec
-    images: ImageDescription
+    data: DataSpec
+    preprocessing: Preprocessing
+    classes: list[str]
     spiking: SpikingDescription | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, content: Any) -> Any:
+        """Up to version 0.4.0, one mapping `images` held all that is known of the data."""
+        if not isinstance(content, dict) or not isinstance(content.get("images"), dict):
+            return content
+        images, rest = dict(content["images"]), {key: value for key, value in content.items() if key != "images"}
+        events = images.pop("events", None) or {}
+        rest["preprocessing"] = {
+            "size": images.get("image_size"),
+            "mean": images.pop("mean", None),
+            "std": images.pop("std", None),
+        }
+        rest["classes"] = images.pop("classes", None)
+        renamed = {"count": "images", "split_seed": "seed"}
+        rest["data"] = {renamed.get(key, key): value for key, value in images.items()} | {
+            f"event_{key}": value for key, value in events.items()
+        }
+        return rest
 
     def build(self) -> nn.Module:
         """The ANN with fresh weights, or the spiking network with thresholds of 1."""
@@ -170,7 +154,7 @@ def load_network(artifact: Artifact) -> tuple[nn.Module, ModelDescription]:
 
 
 def mismatch(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
-    """How weights differ from those that a network needs, in one line; None if they fit exactly."""
+    """How weights differ from those of a network, in one line; None if they match exactly."""
     needed = network.state_dict()
     groups = {
         "missing": [name for name in needed if name not in weights],

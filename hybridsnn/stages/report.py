@@ -1,4 +1,4 @@
-"""`report`: tables, figures and a page from evaluations."""
+"""`report`: tables, figures and an HTML page from evaluations."""
 
 import json
 from collections import Counter
@@ -19,10 +19,9 @@ from hybridsnn.stages.networks import METRICS, read_metrics
 
 
 class ReportConfig(StageConfig):
-    """Gathers all evaluations of the run, or those that `--from` names.
+    """Collects all evaluations of the run, or those that `--from` names.
 
-    Writes CSV and Markdown tables, figures, and `index.html`, one page that holds everything and opens without a
-    network.
+    Writes tables (CSV and Markdown), figures, and `index.html`, one page that holds everything and opens offline.
     """
 
     title: str = Field("Spiking network report", description="Title of the page.")
@@ -106,7 +105,7 @@ def _chosen(artifact: Artifact, stages: Mapping[str, Stage]) -> dict[str, str]:
 
 STAGE = Stage(
     name="report",
-    summary="Gather evaluations into tables, figures and a page.",
+    summary="Write tables, figures and a page from evaluations.",
     config=ReportConfig,
     consumes=("evaluation",),
     produces="report",

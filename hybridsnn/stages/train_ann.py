@@ -1,4 +1,4 @@
-"""`train-ann`: train a network that can be converted."""
+"""`train-ann`: train an ANN."""
 
 from collections.abc import Iterable
 from typing import Annotated, cast
@@ -9,43 +9,43 @@ from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
+from hybridsnn.data import DataSpec
 from hybridsnn.evaluation.accuracy import ann_accuracy
 from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.learning import BackPropagation, seed_of
 from hybridsnn.networks import NETWORKS
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
-from hybridsnn.stages.images import ImageSettings, open_new, outside
-from hybridsnn.stages.networks import ModelDescription, save_network
+from hybridsnn.stages.images import open_new, outside_of_images
+from hybridsnn.stages.networks import save_network
 from hybridsnn.stages.training import INITIAL_WEIGHTS, TrainingSettings, train
 
 
-class NetworkSettings(ImageSettings):
-    """Which network, for which pictures."""
+class NetworkSettings(DataSpec):
+    """Which network, for which images."""
 
     network: Annotated[str, Choice(NETWORKS, "network")] = Field("digits-cnn", description="Network.")
-    batch_norm: bool = Field(False, description="Batch norm after each convolution; convert folds it or keeps it.")
-    width: float = Field(1.0, gt=0, description="Factor on all channels.")
-    dropout: float | None = Field(None, ge=0, lt=1, description="Probability of dropout; unset: the network's own.")
+    batch_norm: bool = Field(False, description="Batch norm after each convolution; convert folds or keeps it.")
+    width: float = Field(1.0, gt=0, description="Factor on the number of channels of every layer.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout probability; unset: the network's own.")
 
 
 class TrainConfig(TrainingSettings, NetworkSettings):
-    """Trains on the training images and keeps the epoch that is best on images kept back from them.
+    """Trains on the training images and keeps the weights of the epoch with the best validation accuracy.
 
-    The test images are never touched. An interrupted training goes on where it was when the same command is given
-    again, and ends with the same weights. With `--epochs 0` the network stays untrained: the start of a
-    from-scratch control.
+    The test images are never used. An interrupted training resumes when the command is repeated, and ends with the
+    same weights. With `--epochs 0` the network stays untrained, to be trained from scratch as a spiking network.
     """
 
-    epochs: int = Field(30, ge=0, description="How often the training images are seen; 0: leave untrained.")
+    epochs: int = Field(30, ge=0, description="Number of epochs; 0: leave untrained.")
 
 
 def run(work: Work) -> None:
     """Train and save; see `TrainConfig`."""
     config = cast(TrainConfig, work.config)
     fabric = fabric_for(work, config.precision)
-    pictures = open_new(config, work).on(fabric.device)
-    spec = pictures.network(config.network, batch_norm=config.batch_norm, width=config.width, dropout=config.dropout)
+    images = open_new(config, work).on(fabric.device)
+    spec = images.network(config.network, batch_norm=config.batch_norm, width=config.width, dropout=config.dropout)
     torch.manual_seed(seed_of(config.seed, INITIAL_WEIGHTS))
     network = spec.build().to(memory_format=torch.channels_last)
 
@@ -59,22 +59,22 @@ def run(work: Work) -> None:
         network,
         BackPropagation(),
         config,
-        pictures,
+        images,
         seed=config.seed,
-        encode=lambda batch, epoch: fabric.to_device(batch.pictures.contiguous(memory_format=torch.channels_last)),
+        encode=lambda batch, epoch: fabric.to_device(batch.time_average.contiguous(memory_format=torch.channels_last)),
         measure=measure,
     )
-    save_network(work.folder, ModelDescription(network=spec, images=pictures.description), network)
+    save_network(work.folder, images.description(spec), network)
 
 
 STAGE = Stage(
     name="train-ann",
-    summary="Train a network to convert later.",
+    summary="Train an ANN to convert.",
     config=TrainConfig,
     consumes=(),
     produces="ann",
     run=run,
     folder=lambda config, parents: "train-ann",
-    outside=outside,
+    outside=outside_of_images,
     example="hybridsnn train-ann --dataset mnist --network lenet5 --epochs 10",
 )

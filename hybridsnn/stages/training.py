@@ -1,4 +1,4 @@
-"""What `train-ann` and `finetune` share: the settings of a training, and its run on an opened data set."""
+"""What `train-ann` and `finetune` share: the settings of a training, and its run on loaded images."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
@@ -12,7 +12,7 @@ from hybridsnn.config import Choice, StageConfig
 from hybridsnn.learning import OPTIMISERS, SCHEDULES, Encode, LearningRule, Optimisation, OwnRate, fit, seed_of
 from hybridsnn.stages.base import Work
 from hybridsnn.stages.compute import PRECISION, Precision
-from hybridsnn.stages.images import Pictures
+from hybridsnn.stages.images import LoadedImages
 from hybridsnn.stages.networks import write_metrics
 
 # Streams of random numbers derived from a stage's seed.
@@ -20,15 +20,15 @@ INITIAL_WEIGHTS, EPOCHS, ORDER, SPIKES = range(4)
 
 
 class TrainingSettings(StageConfig):
-    """How weights learn; stages set their own defaults."""
+    """How weights are trained; stages set their own defaults."""
 
-    epochs: int = Field(10, gt=0, description="How often the training images are seen.")
-    batch_size: int = Field(64, gt=0, description="Images in one update.")
+    epochs: int = Field(10, gt=0, description="Number of epochs.")
+    batch_size: int = Field(64, gt=0, description="Batch size.")
     optimizer: Annotated[str, Choice(OPTIMISERS, "optimizer")] = Field("sgd", description="Optimiser.")
-    learning_rate: float = Field(0.05, gt=0, description="At the start of the schedule.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd.")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on weights.")
-    schedule: Annotated[str, Choice(SCHEDULES, "schedule")] = Field("cosine", description="Of the learning rate.")
+    learning_rate: float = Field(0.05, gt=0, description="Initial learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay (L2 penalty).")
+    schedule: Annotated[str, Choice(SCHEDULES, "schedule")] = Field("cosine", description="Learning-rate schedule.")
     precision: Precision = Field("32-true", description=PRECISION)
 
 
@@ -39,7 +39,7 @@ def train(
     network: nn.Module,
     rule: LearningRule,
     settings: TrainingSettings,
-    pictures: Pictures,
+    images: LoadedImages,
     *,
     seed: int,
     encode: Encode,
@@ -48,16 +48,16 @@ def train(
     own_rates: Sequence[OwnRate] = (),
     project: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train a network in place with checkpoints in the scratch folder, and write its history as metrics.
+    """Train a network in place, with checkpoints in the scratch folder, and write its history as metrics.
 
     Args:
-        stage: the name under which metrics are written.
+        stage: its name, for the metrics.
         encode: see `fit`.
-        measure: `loss` and `accuracy` of a network on batches, for the choice of the best epoch.
-        augmentation: instead of the one the network was described with.
+        measure: `loss` and `accuracy` of a network on the validation batches, to choose the best epoch.
+        augmentation: in place of that of the images' `DataSpec`.
         own_rates, project: see `fit`.
     """
-    validation = pictures.measuring("validation", settings.batch_size) if pictures.description.validation else None
+    validation = images.measuring("validation", settings.batch_size) if images.spec.validation else None
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert validation is not None
@@ -76,7 +76,7 @@ def train(
             weight_decay=settings.weight_decay,
             epochs=settings.epochs,
         ),
-        pictures.training(settings.batch_size, seed_of(seed, ORDER), augmentation),
+        images.training(settings.batch_size, seed_of(seed, ORDER), augmentation),
         encode=encode,
         validate=validate if validation is not None else None,
         folder=work.scratch,

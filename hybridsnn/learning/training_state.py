@@ -1,4 +1,4 @@
-"""The state of a training between two batches."""
+"""The state of a training between two batches, as its checkpoint holds it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.snapshot import load_snapshot, save_snapshot
+from hybridsnn.checkpoint import load_checkpoint, save_checkpoint
 
 FILE = "checkpoint.safetensors"
 TENSORS = ("model", "optimiser", "best", "sums", "random")
-WORDS = ("epoch", "batch", "precision", "peak_live_bytes", "best_accuracy", "best_epoch", "history")
+VALUES = ("epoch", "batch", "precision", "peak_live_bytes", "best_accuracy", "best_epoch", "history")
 
 
 @dataclass
 class TrainingState:
-    """What has to be known to go on as if nothing had happened.
+    """All that the rest of a training depends on, so that resuming it gives the same weights.
 
     Attributes:
-        epoch: epochs done, with their validation.
-        batch: batches done of the epoch after those.
+        epoch: number of epochs completed, validation included.
+        batch: number of batches completed in the epoch after those.
         model: the model's state dict.
         optimiser: the state of each parameter by its place: `"<place>/<name>"`.
-        precision: what the scaling of losses in mixed precision remembers.
-        sums: what has been added up over the batches of the epoch begun.
-        random: see `random_states`, after the batches done; between two epochs it follows from the seed.
-        peak_live_bytes: what the very first batch needed.
+        precision: the state of loss scaling in mixed precision.
+        sums: loss, correct answers and images summed over the completed batches of the current epoch.
+        random: see `random_states`, after the completed batches; between two epochs it follows from the seed.
+        peak_live_bytes: peak memory of live tensors in the first training step.
         best: the state dict of the best epoch so far.
-        best_accuracy, best_epoch: its accuracy on the validation split, and which it was; 0 is the start.
+        best_accuracy, best_epoch: its validation accuracy and its number; 0 is before training.
         history: rows of metrics.
     """
 
@@ -47,7 +47,7 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def record(self, epoch: int, measured: dict[str, dict[str, float]], model: nn.Module) -> None:
-        """Note what was measured after an epoch, by split, and keep the weights if none before were better.
+        """Add the metrics of an epoch, by split, to the history; keep the weights if none before were better.
 
         Without a validation split the last weights count as the best.
         """
@@ -63,22 +63,22 @@ class TrainingState:
             self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def save(self, folder: Path) -> None:
-        """Write to `folder`; a crash leaves the earlier checkpoint or the new one, never half of either."""
+        """Replace the checkpoint in `folder`; a crash leaves the earlier one or the new one, never a part of either."""
         tensors = {f"{part}/{name}": tensor for part in TENSORS for name, tensor in getattr(self, part).items()}
-        save_snapshot(folder / FILE, {name: getattr(self, name) for name in WORDS}, tensors)
+        save_checkpoint(folder / FILE, {name: getattr(self, name) for name in VALUES}, tensors)
 
     @classmethod
     def load(cls, folder: Path) -> "TrainingState | None":
-        """The state in `folder`, None if there is none.
+        """The state in `folder`; None if there is no checkpoint.
 
         Raises:
             ArtifactError: if the file is damaged, or of another layout.
         """
-        kept = load_snapshot(folder / FILE)
+        kept = load_checkpoint(folder / FILE)
         if kept is None:
             return None
-        words, tensors = kept
-        state = cls(**words)
+        values, tensors = kept
+        state = cls(**values)
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             getattr(state, part)[name] = tensor
@@ -86,7 +86,7 @@ class TrainingState:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the generators that a training on a device draws from, by the type of device."""
+    """The states of the random generators that a training on a device uses, by type of device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

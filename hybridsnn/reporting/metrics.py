@@ -1,4 +1,4 @@
-"""Read single quantities out of long-form metrics."""
+"""Selects single quantities from metrics in long form."""
 
 import math
 
@@ -28,7 +28,7 @@ def kept_epoch(history: pd.DataFrame) -> int | None:
 
 
 def by_layer(metrics: pd.DataFrame, metric: str) -> pd.Series:
-    """Values of the metric indexed by layer, in the order of the rows, which is that of the network."""
+    """Values of the metric indexed by layer, in the order of the network."""
     rows = metrics[(metrics["metric"] == metric) & ~_is_empty(metrics["layer"])]
     return pd.Series(rows["value"].to_numpy(dtype=float), index=[str(layer) for layer in rows["layer"]])
 

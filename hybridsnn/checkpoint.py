@@ -1,4 +1,4 @@
-"""Work half done, in one safetensors file that replaces its forerunner atomically and knows when it is damaged."""
+"""Checkpoints: the state from which an unfinished stage resumes; one file with a checksum, replaced atomically."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from hybridsnn.errors import ArtifactError
 
-LAYOUT = "3"  # 1 and 2 were of trainings only; 1, which did not say so, had no checksum
-SAVE_EVERY = 120.0  # seconds between two: the most that a killed process loses
+LAYOUT = "3"  # layouts 1 and 2 were of trainings only; 1 had neither this number nor a checksum
+SAVE_EVERY = 120.0  # seconds between two checkpoints: the most that a killed process loses
 
 
-def save_snapshot(path: Path, words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write; a crash leaves the earlier file or the new one, never half of either.
+def save_checkpoint(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Replace the checkpoint at `path`; a crash leaves the earlier file or the new one, never a part of either.
 
     Args:
-        words: whatever JSON holds.
+        values: anything that JSON can hold.
     """
     kept = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(words)
+    text = json.dumps(values)
     temporary = path.with_name(f"{path.name}.tmp")
     save_file(kept, temporary, metadata={"layout": LAYOUT, "words": text, "sha256": _digest(text, kept)})
     with temporary.open("rb+") as file:
@@ -33,8 +33,8 @@ def save_snapshot(path: Path, words: Mapping[str, Any], tensors: Mapping[str, Te
     temporary.replace(path)
 
 
-def load_snapshot(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The words and the tensors, on the CPU; None if there is no such file.
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The values and the tensors, on the CPU; None if there is no such file.
 
     Raises:
         ArtifactError: if the file is damaged, or of another layout.
@@ -52,15 +52,15 @@ def load_snapshot(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None
         raise ArtifactError(f"checkpoint: {path} is damaged ({error}); start over with --fresh") from None
     if layout != LAYOUT:
         raise ArtifactError(
-            f"checkpoint: {path} has layout {layout}, this hybridsnn goes on from layout {LAYOUT}; "
-            "start over with --fresh, or go on with the version that wrote it"
+            f"checkpoint: {path} has layout {layout}, this hybridsnn resumes from layout {LAYOUT}; "
+            "start over with --fresh, or resume with the version that wrote it"
         )
     return json.loads(metadata["words"]), tensors
 
 
-def _digest(words: str, tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of all that a file holds."""
-    digest = hashlib.sha256(words.encode())
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of all that a checkpoint holds."""
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

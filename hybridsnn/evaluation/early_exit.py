@@ -1,14 +1,14 @@
-"""Anytime inference: each image leaves at the first step at which its answer is clear enough, and is simulated no more.
+"""Early exit (anytime inference): each image exits at the first time step whose answer is certain enough.
 
-An answer is clear when its margin, the largest accumulated output less the second largest, is above a bound. The same
-bound serves every step: the readout of a network of rates grows by what an image means, while what spikes round away
-stays within a spike or so, so the same lead is as safe early as late.
+The criterion is the margin: the largest accumulated output less the second largest. An image exits when its margin is
+above a bound, the same at every step: with rate coding the readout grows in proportion to time, while the error of
+rounding to spikes stays within about one spike, so the same margin is as safe early as late.
 
-The bound comes from images with known ends by split conformal prediction (Vovk et al., 2005; Angelopoulos and Bates,
-2021). One number sums an image up: the largest bound with which it would leave with an answer that is not its last
-(`misleading_margins`). A new image of the same kind is as likely as any to have the r-th largest of these numbers, so
-with the floor((1 - P)(n + 1))-th largest of n images as the bound, it leaves with another answer than that of all T
-steps with a probability of at most 1 - P, whatever the network and the data. No label is needed.
+The bound is calibrated on images that are run for all T steps, by split conformal prediction (Vovk et al., 2005;
+Angelopoulos and Bates, 2021). The score of an image is the largest bound with which it would exit with an answer other
+than its last (`misleading_margins`). A new image of the same distribution is as likely as any to have the r-th largest
+score, so with the floor((1 - P)(n + 1))-th largest score of n images as the bound, its answer at exit differs from that
+after T steps with a probability of at most 1 - P, for any network and any data. No label is needed.
 """
 
 import math
@@ -23,36 +23,36 @@ from hybridsnn.errors import ConfigError
 from hybridsnn.evaluation.measurement import Measurement, Rows
 from hybridsnn.model import ModelState, SpikingModel
 
-# Time steps simulated before images that have left are taken out of the batch; they may leave at each of them. A longer
-# chunk simulates more steps of images that have left, a shorter one repeats more often what does not depend on its
-# length, such as the synapses of a constant image. Four took the least time (LeNet-5 of 1 to 16, VGG5 of 2 to 8).
+# Steps in a chunk. Images may exit at each step, and are taken out of the batch at the end of a chunk. A longer one
+# simulates more steps of images that have exited; a shorter one repeats more often what does not depend on its length,
+# such as the synapses of a constant image. Four took the least time (LeNet-5: tried 1 to 16; VGG5: 2 to 8).
 CHUNK = 4
 
 
 class Answers(NamedTuple):
-    """What images were answered, and when."""
+    """The class that each image exited with, and when."""
 
     classes: Tensor  # int64 [B]
-    steps: Tensor  # int64 [B], the step 1..T at which each image left
+    steps: Tensor  # int64 [B], the step 1..T at which each image exited
     spikes: Tensor  # float64 [B], of all neurons up to that step
 
 
 def images_needed(confidence: float) -> int:
-    """How many images with known ends it takes to promise a confidence at all, 0 < confidence < 1."""
+    """The least number of calibration images for a confidence in (0, 1)."""
     return math.ceil(1 / _risk(confidence)) - 1
 
 
 def margins_of(outputs: Tensor) -> Tensor:
-    """How far the largest output is ahead of the second, at least 0: outputs `[T, B, K]`, K > 1, to `[T, B]`."""
+    """The largest output less the second largest: outputs `[T, B, K]`, K > 1, to `[T, B]`, at least 0."""
     first, second = outputs.topk(2).values.unbind(-1)
     return first - second
 
 
 def misleading_margins(margins: Tensor, answers: Tensor) -> Tensor:
-    """The smallest bound from which on each image leaves with the answer of its last step, or stays to the end.
+    """The smallest bound from which on each image exits with the answer of its last step.
 
-    An image leaves where its margin is above the bound for the first time, so at one of the steps at which its margin
-    is larger than ever before: the number sought is the largest margin of those at which the answer is another, or 0.
+    An image exits where its margin is above the bound for the first time, so at one of the steps at which its margin
+    is larger than at all earlier ones: the result is the largest margin of those whose answer is not the last, or 0.
 
     Args:
         margins, answers: at each step, `[T, B]`.
@@ -66,10 +66,10 @@ def misleading_margins(margins: Tensor, answers: Tensor) -> Tensor:
 
 
 def margin_bound(misleading: Tensor, confidence: float) -> float:
-    """The smallest bound for which these images can promise a confidence.
+    """The smallest bound that split conformal prediction allows for a confidence.
 
-    A new image of the same kind leaves with an answer other than its last with a probability of at most 1 - confidence,
-    over the draw of that image and of these.
+    The answer of a new image of the same distribution at exit differs from its last with a probability of at most
+    1 - confidence, over the draw of that image and of these.
 
     Args:
         misleading: the `misleading_margins` of n images.
@@ -91,12 +91,12 @@ def margin_bound(misleading: Tensor, confidence: float) -> float:
 def exit_margin(
     model: SpikingModel, device: torch.device, *, confidence: float, timesteps: int, seed: int
 ) -> Measurement[float]:
-    """The margin above which images may leave, from a full run over images that are not those to be measured.
+    """The bound on the margin, from a run of all T steps over images that are not those to be evaluated.
 
     Args:
-        confidence: the least probability with which an image is to leave with the answer of its last step, in (0, 1).
-        timesteps: T, of a run to the end.
-        seed: of random spikes.
+        confidence: the least probability that an image exits with the answer of its last step, in (0, 1).
+        timesteps: T.
+        seed: of the encoder.
 
     Raises:
         ConfigError: of the result, if there are fewer images than `images_needed`.
@@ -105,11 +105,11 @@ def exit_margin(
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Tensor]:
         model.eval()
-        pictures = batch.images.to(device)
+        images = batch.images.to(device)
         state: ModelState | None = None
         margins, answers = [], []
         for start in range(0, timesteps, CHUNK):
-            frames = model.encoder(pictures, batch.indices, min(CHUNK, timesteps - start), start=start, seed=seed)
+            frames = model.encoder(images, batch.indices, min(CHUNK, timesteps - start), start=start, seed=seed)
             outputs, state = model(frames, state)
             margins.append(margins_of(outputs))
             answers.append(outputs.argmax(2))
@@ -122,17 +122,17 @@ def exit_margin(
 def answer_early(
     model: SpikingModel, images: Tensor, indices: Tensor, *, margin: float, timesteps: int, seed: int = 0
 ) -> Answers:
-    """Simulate each image until its margin is above the bound, or to the end; it has the outputs of a full run.
+    """Simulate each image until its margin is above the bound, or for T steps; its outputs are those of a full run.
 
     Args:
         images: normalised, `[B, C, H, W]`; of events `[B, T, C, H, W]`; on the device of the model.
         indices: which image each one is, int64 `[B]`, for random spikes.
         margin: the bound, see `exit_margin`.
-        timesteps: T, at which all that are left leave.
-        seed: of random spikes.
+        timesteps: T, at which all remaining images exit.
+        seed: of the encoder.
     """
     model.eval()
-    places = torch.arange(len(images), device=images.device)  # in the batch, of the images that are still there
+    places = torch.arange(len(images), device=images.device)  # in the batch, of the images that are still simulated
     answers = Answers(torch.zeros_like(places), torch.zeros_like(places), torch.zeros_like(places, dtype=torch.float64))
     state: ModelState | None = None
     for start in range(0, timesteps, CHUNK):
@@ -144,37 +144,37 @@ def answer_early(
 
         frames = model.encoder(images, indices, len(steps), start=start, seed=seed)
         outputs, state = model(frames, state, observe=observe)
-        clear = margins_of(outputs) > margin
+        certain = margins_of(outputs) > margin
         if start + len(steps) == timesteps:
-            clear[-1] = True
-        leaving = clear.any(0)
-        last = torch.where(leaving, clear.int().argmax(0), len(steps) - 1)  # each image's in this chunk
+            certain[-1] = True
+        exiting = certain.any(0)
+        last = torch.where(exiting, certain.int().argmax(0), len(steps) - 1)  # each image's in this chunk
         answers.spikes[places] += torch.where(steps <= last, spikes, 0).sum(0)
-        if not leaving.any():
+        if not exiting.any():
             continue
-        left, last = places[leaving], last[leaving]
-        answers.steps[left] = start + last + 1
-        answers.classes[left] = outputs.argmax(2)[last, leaving.nonzero().flatten()]
-        if leaving.all():
+        exits, last = places[exiting], last[exiting]
+        answers.steps[exits] = start + last + 1
+        answers.classes[exits] = outputs.argmax(2)[last, exiting.nonzero().flatten()]
+        if exiting.all():
             break
-        staying = ~leaving
+        staying = ~exiting
         images, indices, places = images[staying], indices[staying.to(indices.device)], places[staying]
         state = state.of(staying)
     return answers
 
 
-def early_accuracy(
+def early_exit_accuracy(
     model: SpikingModel, device: torch.device, *, margin: float, timesteps: int, seed: int
 ) -> Measurement[Rows]:
-    """What images that leave early are answered, and what it takes.
+    """Accuracy and cost with early exit.
 
     Args:
         margin, timesteps, seed: see `answer_early`.
 
     Returns:
-        rows `metric`, `value` and, where it applies, `step`: `exit-accuracy` of the answers with which images left,
-        `exit-mean-steps` they took, `exit-spikes-per-image` until then, `exit-margin`, and of each step 1..T
-        `exit-share`, the share of the images that had left after it.
+        rows `metric`, `value` and, where it applies, `step`: `exit-accuracy`, `exit-mean-steps`,
+        `exit-spikes-per-image` up to the exit, `exit-margin` (the bound), and for each step 1..T `exit-share`, the
+        share of the images that had exited after it.
     """
 
     def of_batch(batch: Batch) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def early_accuracy(
         }
 
     def result(measured: dict[str, Tensor]) -> Rows:
-        left = measured["steps"].bincount(minlength=timesteps + 1)  # at each step
+        exited = measured["steps"].bincount(minlength=timesteps + 1)  # at each step
         images = len(measured["steps"])
         return [
             {"metric": "exit-accuracy", "value": int(measured["correct"].sum()) / images},
@@ -196,7 +196,7 @@ def early_accuracy(
             {"metric": "exit-margin", "value": margin},
             *(
                 {"step": step, "metric": "exit-share", "value": gone / images}
-                for step, gone in enumerate(left.cumsum(0).tolist())
+                for step, gone in enumerate(exited.cumsum(0).tolist())
                 if step
             ),
         ]

@@ -1,4 +1,4 @@
-"""The numbers of a table: collected from runs, kept with what proves them, checked when they are read again."""
+"""Tables of results: collected from runs, written with their evidence, verified when they are read."""
 
 import csv
 import hashlib
@@ -16,7 +16,7 @@ import pandas as pd
 from hybridsnn.artifacts import CONFIG, MANIFEST, Artifact, Manifest, lineage, sha256_of
 from hybridsnn.errors import ArtifactError
 from hybridsnn.recipes.recipe import Recipe, Row, Step
-from hybridsnn.reporting.measurements import by_step, total
+from hybridsnn.reporting.metrics import by_step, total
 from hybridsnn.reporting.results import Result
 from hybridsnn.reporting.tables import markdown, results_table
 from hybridsnn.stages.networks import METRICS
@@ -30,7 +30,7 @@ Curves = dict[tuple[str, str], pd.Series]  # (recipe, column) -> accuracy in per
 
 @dataclass
 class Table:
-    """Results, the curves of their first seeds, and the artifacts they come from."""
+    """Results, and as evidence the text files of the artifacts they come from."""
 
     results: list[Result] = field(default_factory=list)
     evidence: Evidence = field(default_factory=dict)
@@ -41,8 +41,8 @@ class Table:
         """Add the results of a recipe.
 
         Args:
-            recipe: one that has a row, at the scale it was run at.
-            paper: it at full scale.
+            recipe: one that has a row, with the preset it was run with.
+            paper: the same recipe with the preset `full`.
             runs: for each seed, the artifacts there are, by step.
             missing: whether the data set could not be opened.
         """
@@ -73,7 +73,7 @@ class Table:
         return curves
 
     def write(self, folder: Path) -> None:
-        """Write `results.csv`, one line for each number and seed, and `evidence.json`, which proves them."""
+        """Write `results.csv`, a line for each number and seed, and `evidence.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         pd.DataFrame([line for result in self.results for line in _lines(result)]).to_csv(
             folder / RESULTS, index=False, lineterminator="\n"
@@ -83,7 +83,7 @@ class Table:
 
     @classmethod
     def read(cls, folder: Path) -> "Table":
-        """What `write` wrote, every number traced to its run.
+        """Read what `write` wrote, and verify every number.
 
         Raises:
             ArtifactError: if a file is missing or unreadable, or a number is not what its artifact measured.
@@ -101,7 +101,7 @@ class Table:
         return table
 
     def _trace(self, result: Result, accuracy: float, digest: str, folder: Path) -> None:
-        """Follow a number through the hashes to the artifacts it comes from."""
+        """Verify a number against the hashes of the artifacts it comes from."""
         where = f"{folder}: {result.recipe}, {result.column}"
         manifest = self._manifest(digest, where)
         measured = _accuracy(_metrics(self.evidence[digest][METRICS]))
@@ -112,7 +112,7 @@ class Table:
             pending += self._manifest(pending.pop().manifest_sha256, where).parents
 
     def _manifest(self, digest: str, where: str) -> Manifest:
-        """The manifest with this hash, which has those of the other files."""
+        """The manifest with this hash; the hashes of its other files are verified too."""
         texts = self.evidence.get(digest)
         if texts is None:
             raise ArtifactError(f"{where}: the artifact {digest[:12]} is not in {EVIDENCE}; make the table again")
@@ -150,7 +150,7 @@ def _result(
         published=published,
         accuracies=tuple(round(_accuracy(one), DIGITS) for one in metrics),
         test_images=_count(total(metrics[0], "images")) if metrics else None,
-        scale=recipe.scale,
+        preset=recipe.preset,
         device=last.device if last else "",
         wall_seconds=round(statistics.fmean(seconds), 1) if seconds else None,
         created=f"{last.created:%Y-%m-%d}" if last else "",
@@ -171,7 +171,7 @@ def _note(made: Sequence[Artifact], missing: bool) -> str:
 
 
 def _timesteps(recipe: Recipe, step: Step) -> int | None:
-    """T of what a step evaluates: as the last step before it that says so has it."""
+    """T of the network that a step evaluates: that of the last step before it that sets it."""
     for setting in ("timesteps", "event_frames"):
         for earlier in reversed(recipe.before(step)):
             if (timesteps := getattr(earlier.config, setting, None)) is not None:
@@ -189,7 +189,7 @@ def _metrics(text: str) -> pd.DataFrame:
 
 
 def _accuracy(metrics: pd.DataFrame) -> float:
-    """At the last step, percent."""
+    """Accuracy at the last step, percent."""
     steps = by_step(metrics, "accuracy")
     return 100 * float(steps.iloc[-1] if len(steps) else total(metrics, "accuracy"))
 
@@ -203,7 +203,7 @@ def _sha256(text: str) -> str:
 
 
 def page(folder: Path) -> tuple[str, int]:
-    """All tables in the subfolders of a folder as Markdown, and how many numbers they have, each traced to its run.
+    """All tables in the subfolders of a folder as Markdown, and how many numbers they have, each verified.
 
     Raises:
         ArtifactError: if there is no table, or a number is not what its artifact measured.
@@ -224,7 +224,7 @@ Made by `hybridsnn results docs/results` from the tables in this folder; nothing
 metrics of an evaluation say. Their hash is in its manifest, which has the hashes of what it was made from, and so on
 down to the first training: `evidence.json` holds these files, and the command stops at a number that they do not prove.
 
-Networks at another scale than `full` are smaller, or learned from fewer images for fewer epochs, than the papers':
+With another preset than `full`, networks are smaller than the papers' or were trained on fewer images for fewer epochs:
 compare them with the ANN of the same row.
 """
 
@@ -242,7 +242,7 @@ def _lines(result: Result) -> list[dict[str, Any]]:
 def _results(lines: Sequence[Mapping[str, str]]) -> list[Result]:
     grouped: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
     for line in lines:
-        grouped.setdefault((line["recipe"], line["scale"], line["column"]), []).append(line)
+        grouped.setdefault((line["recipe"], line["preset"], line["column"]), []).append(line)
     return [_from_lines(same) for same in grouped.values()]
 
 
@@ -267,7 +267,7 @@ def _from_lines(same: Sequence[Mapping[str, str]]) -> Result:
         published=number("published"),
         accuracies=tuple(float(one["accuracy"]) for one in same if one["accuracy"]),
         test_images=whole("test_images"),
-        scale=line["scale"],
+        preset=line["preset"],
         device=line["device"],
         wall_seconds=number("wall_seconds"),
         created=line["created"],
