@@ -69,7 +69,8 @@ def check(arguments: list[str]) -> None:
         given = {
             key: value
             for key, value in ctx.params.items()
-            if key in STAGES[name].config.model_fields and ctx.get_parameter_source(key) != ParameterSource.DEFAULT
+            if key in {*STAGES[name].config.model_fields, *STAGES[name].config.options()}
+            and ctx.get_parameter_source(key) != ParameterSource.DEFAULT
         }
         resolve(STAGES[name].config, given, name)
     elif name == "run":

@@ -10,7 +10,7 @@ import hybridsnn
 
 ROOT = Path(hybridsnn.__file__).parent
 FLOORS = [
-    {"errors", "registry", "config", "artifacts", "kernels", "memory", "snapshot"},
+    {"errors", "registry", "config", "options", "artifacts", "kernels", "memory", "snapshot"},
     {"surrogates", "neurons", "encoders", "batch"},
     {"program"},
     {"networks", "model"},

@@ -13,7 +13,6 @@ from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.errors import ConfigError, OutOfTimeError
-from hybridsnn.learning.bptt import LearningRule
 from hybridsnn.learning.checkpoint import (
     TrainingState,
     optimiser_tensors,
@@ -22,6 +21,7 @@ from hybridsnn.learning.checkpoint import (
     restore_random_states,
 )
 from hybridsnn.learning.optimisation import Optimisation, OwnRate
+from hybridsnn.learning.rules.base import LearningRule
 from hybridsnn.memory import LiveMemory
 from hybridsnn.model import SpikingModel
 from hybridsnn.snapshot import SAVE_EVERY

@@ -22,7 +22,7 @@ INITIAL_WEIGHTS, EPOCHS, ORDER, SPIKES = range(4)
 class TrainingSettings(StageConfig):
     """How weights learn; stages set their own defaults."""
 
-    epochs: int = Field(10, gt=0, description="How often the training images are seen.")
+    epochs: int = Field(10, gt=0, description="Number of epochs.")
     batch_size: int = Field(64, gt=0, description="Images in one update.")
     optimizer: Annotated[str, Choice(OPTIMISERS, "optimizer")] = Field("sgd", description="Optimiser.")
     learning_rate: float = Field(0.05, gt=0, description="At the start of the schedule.")

@@ -1,0 +1,69 @@
+"""Errors back through space at one step, traces forward through time: what stop, osstop, ottt and sltt share."""
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from hybridsnn.encoders import Frames, constant_in_time
+from hybridsnn.learning.online import OnlineSimulation
+from hybridsnn.learning.rules.base import SURROGATE, Backward, SurrogateGradient, SurrogateOfDistance
+
+
+class ForwardTraces(SurrogateGradient):
+    """Spatiotemporal orthogonal propagation, and the methods that differ from it in what they leave out.
+
+    Weights always learn from traces; thresholds and leaks do where they require gradients. The loss of a run is the
+    mean over its steps of a cross-entropy: of what flows into the readout at that step, or of the readout itself. The
+    weights of the readout then learn from a trace too, and what earlier steps brought it counts as given for the other
+    layers. Memory does not grow with time.
+
+    Attributes:
+        traces: whether weights learn from the steps before, too.
+        one_shot: whether only the last step has a loss, that of the readout which the steps before have filled.
+    """
+
+    traces: ClassVar[bool] = True
+    one_shot: ClassVar[bool] = False
+
+    surrogate: SurrogateOfDistance = Field("exponential", description=SURROGATE)
+
+    @property
+    def readout_loss(self) -> bool:
+        """Whether the loss of a step is that of the readout, not of what flows into it at the step."""
+        return False
+
+    def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
+        """See `LearningRule.step`; `backward` is called at each step that learns."""
+        timesteps = len(inputs)
+        simulation = OnlineSimulation(
+            model.body,
+            self.spike_derivative,
+            timesteps,
+            traces=self.traces,
+            readout_leak=model.readout_leak if self.readout_loss else 0.0,
+            constant=constant_in_time(inputs),
+        )
+        learning = self._learning_steps(timesteps)
+        readout: Tensor | None = None
+        total = torch.zeros((), dtype=torch.float64, device=labels.device)
+        for timestep in range(timesteps):
+            with torch.set_grad_enabled(timestep in learning):
+                current = model.currents(inputs[timestep : timestep + 1], simulation)
+                outputs = model.accumulate(current, readout)
+                logits = outputs[0].to(current.dtype) if self.one_shot or self.readout_loss else current[0]
+                loss = functional.cross_entropy(logits, labels) / len(learning)
+            if timestep in learning:
+                backward(loss)
+                total += loss.detach()
+            readout, dtype = outputs[0].detach(), current.dtype
+            del current, outputs, logits, loss  # and with them all that the step's graph holds
+        simulation.finish()
+        assert readout is not None
+        return total, readout.to(dtype)
+
+    def _learning_steps(self, timesteps: int) -> set[int]:
+        """The steps that have a backward pass."""
+        return {timesteps - 1} if self.one_shot else set(range(timesteps))
