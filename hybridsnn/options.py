@@ -101,14 +101,17 @@ class OptionSettings(StageConfig):
 
 @cache
 def _completed(settings: type[OptionSettings], choice: str, entry: type[Options]) -> type[OptionSettings]:
-    if taken := settings.model_fields.keys() & entry.model_fields.keys():
-        raise ConfigError(
-            f"{settings.chooser} '{choice}': the option '{min(taken)}' is called like a setting that is always there; "
-            "give it another name"
-        )
+    for name in entry.model_fields:
+        if name in settings.model_fields or hasattr(settings, name):
+            raise taken(f"{settings.chooser} '{choice}'", name)
     completed = _with(settings, entry.model_fields)
     completed.choice = choice
     return completed
+
+
+def taken(where: str, name: str) -> ConfigError:
+    """The error for an option with a name that something else has."""
+    return ConfigError(f"{where}: the name of the option '{name}' is taken; give it another one")
 
 
 def _with(settings: type[OptionSettings], fields: Mapping[str, FieldInfo]) -> type[OptionSettings]:

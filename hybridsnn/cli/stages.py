@@ -16,6 +16,7 @@ from hybridsnn.cli.console import tell
 from hybridsnn.cli.options import Where, where_and_how
 from hybridsnn.config import Choice, StageConfig, resolve, yaml_value
 from hybridsnn.errors import ConfigError
+from hybridsnn.options import taken
 
 if TYPE_CHECKING:
     from hybridsnn.stages.base import Stage
@@ -191,7 +192,13 @@ def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comman
         f"\b\nExample:\n    {stage.example}" if stage.example else "",
     ]
     made = click.command(stage.name, cls=StageCommand, help="\n\n".join(filter(None, paragraphs)))(command)
-    made.params[:0] = _settings(stage.config)
+    settings = _settings(stage.config)
+    names = {word for param in made.params for word in (param.name, *param.opts)} | {"--help", "where", "ctx"}
+    for setting in settings:
+        if not names.isdisjoint(own := {setting.name, *setting.opts}):
+            raise taken(stage.name, str(setting.name))
+        names |= own
+    made.params[:0] = settings
     return made
 
 

@@ -1,11 +1,12 @@
 """From a trained network to a spiking one: check, fold, replace, balance."""
 
 from hybridsnn.conversion.balancers import BALANCERS, ActivationMaximum, Balancer, Constant, MaximumCurrent, Percentile
+from hybridsnn.conversion.balancers.analog import observe_activations
 from hybridsnn.conversion.balancers.base import MeasuringBalancer
 from hybridsnn.conversion.balancers.calibration import Calibration
 from hybridsnn.conversion.preparation import MAX_POOL_CHOICES
 from hybridsnn.conversion.replacement import GRANULARITIES, spiking_body
-from hybridsnn.conversion.scales import apply_thresholds
+from hybridsnn.conversion.scales import apply_thresholds, thresholds_for_activations
 
 __all__ = [
     "BALANCERS",
@@ -19,5 +20,7 @@ __all__ = [
     "MeasuringBalancer",
     "Percentile",
     "apply_thresholds",
+    "observe_activations",
     "spiking_body",
+    "thresholds_for_activations",
 ]
