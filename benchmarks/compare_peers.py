@@ -40,12 +40,10 @@ from timing import in_turns, ratios
 from torch import fx, nn
 from torch.nn import functional
 
-from hybridsnn.conversion import Calibration, spiking_body
-from hybridsnn.conversion.balancers import maximum_current
-from hybridsnn.learning import RULES, Options
+from hybridsnn.conversion import Calibration, MaximumCurrent, spiking_body
+from hybridsnn.learning import RULES
 from hybridsnn.model import SpikingModel
 from hybridsnn.stages.compute import keep_freed_memory
-from hybridsnn.surrogates import SURROGATES
 
 OURS = "hybridsnn"
 WITHIN = " within an eighth of the memory"
@@ -178,7 +176,7 @@ def against_peers(comparison: Comparison, peers: list[str]) -> None:
 
     def learn(name: str, budget: int | None) -> Callable[[], object]:
         if name == OURS:
-            rule = RULES["stdb"].build(Options(SURROGATES["spike-time"], memory_budget=budget))
+            rule = RULES["stdb"](memory_budget=None if budget is None else budget / 2**30)
             return lambda: rule.step(wrapped[OURS], frames, labels, fabric.backward)
         return lambda: fabric.backward(functional.cross_entropy(wrapped[name](frames), labels))
 
@@ -216,9 +214,13 @@ def body_of(specimen: Specimen) -> fx.GraphModule:
 
 
 def calibration_of(specimen: Specimen) -> Calibration:
-    """The images, encoder and T of a specimen."""
-    indices = torch.arange(len(specimen.images))
-    return Calibration(specimen.images, indices, specimen.model.encoder, len(specimen.frames))
+    """The images and the encoder of a specimen."""
+    return Calibration(specimen.images, torch.arange(len(specimen.images)), specimen.model.encoder)
+
+
+def balancer_of(specimen: Specimen) -> MaximumCurrent:
+    """`--balance max` with the T of a specimen."""
+    return MaximumCurrent(calibration_timesteps=len(specimen.frames))
 
 
 def balancing(comparison: Comparison) -> str | None:
@@ -226,21 +228,22 @@ def balancing(comparison: Comparison) -> str | None:
     device = comparison.setting.device
     specimen = Specimen.of(comparison.case, exact=True, device=device)
     right = plain.thresholds(specimen)
-    for name, threshold in maximum_current(body_of(specimen), calibration_of(specimen)).items():
+    balancer = balancer_of(specimen)
+    for name, threshold in balancer.measure(body_of(specimen), calibration_of(specimen)).items():
         if not torch.equal(threshold, right[name]):
             return f"layer {name}: {float(threshold)} and, by a plain loop, {float(right[name])}"
     specimen = Specimen.of(comparison.case, device=device)
     calibration = calibration_of(specimen)
     body = body_of(specimen)
-    maximum_current(body, calibration)
+    balancer.measure(body, calibration)
     model = SpikingModel(body, specimen.model.encoder).eval()
 
     @torch.no_grad()
     def simulation() -> None:
-        model(calibration.encoder(calibration.images, calibration.indices, calibration.timesteps))
+        model(calibration.encoder(calibration.images, calibration.indices, balancer.calibration_timesteps))
 
     bodies = [body_of(specimen) for _ in range(1 + comparison.setting.repeats)]  # each is changed by it
-    ways = {"balance max": lambda: maximum_current(bodies.pop(), calibration), "simulation": simulation}
+    ways = {"balance max": lambda: balancer.measure(bodies.pop(), calibration), "simulation": simulation}
     comparison.time("balancing", ways, "simulation")
     return None
 

@@ -26,13 +26,12 @@ from results import markdown, write
 from timing import in_turns
 from torch import nn
 
-from hybridsnn.learning import RULES, Options
+from hybridsnn.learning import RULES
 from hybridsnn.stages.compute import keep_freed_memory
-from hybridsnn.surrogates import SURROGATES
 
 TIMESTEPS, BATCH, DEPTH = 16, 16, 4  # from where one is doubled: a layer's values have left the cache already
 CHANNELS, SIDE = 64, 16
-RULE = RULES["stdb"].build(Options(SURROGATES["spike-time"]))
+RULE = RULES["stdb"]()
 FULL_BATCH = 512  # one layer of it fills the workspace of an STDB step
 
 

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import Encoder
-from hybridsnn.learning import RULES, Options
+from hybridsnn.learning import RULES
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks import NetworkSpec
-from hybridsnn.surrogates import SURROGATES
 
-SURROGATE = SURROGATES["exponential"]
+SURROGATE = "exponential"
 LEAK, THRESHOLD = 0.5, 1.0
 
 
@@ -28,16 +27,16 @@ def spiking_vgg11(side: int) -> SpikingModel:
 
 def learn(model: SpikingModel, method: str) -> SpikingModel:
     """The model with the thresholds and leaks learning that the method learns."""
-    rule = RULES[method]
+    rule = RULES[method]()
     for neuron in model.neurons.values():
-        neuron.threshold.requires_grad_(bool(rule.thresholds))
-        neuron.leak.requires_grad_(bool(rule.leaks))
+        neuron.threshold.requires_grad_(rule.learns_thresholds)
+        neuron.leak.requires_grad_(rule.learns_leaks)
     return model
 
 
 def step_of(model: SpikingModel, method: str, images: Tensor, labels: Tensor, timesteps: int) -> Callable[[], None]:
     """One call is one training step: forward, backward, update."""
-    rule = RULES[method].build(Options(SURROGATE))
+    rule = RULES[method](surrogate=SURROGATE)
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9, fused=True)
     frames = images.contiguous(memory_format=torch.channels_last).expand(timesteps, *images.shape)
 

@@ -16,7 +16,7 @@ from straightforward import VGG11, training_step
 from timing import in_turns, ratios
 from torch import nn
 
-from hybridsnn.learning import RULES, Options
+from hybridsnn.learning import RULES
 from hybridsnn.model import SpikingModel
 from hybridsnn.stages.compute import keep_freed_memory
 
@@ -35,7 +35,7 @@ def check(side: int) -> float:
     plain = VGG11(leak=LEAK, threshold=THRESHOLD).double()
     copy_weights(model, plain)
     images, labels = torch.randn(4, 3, side, side, dtype=torch.float64), torch.arange(4)
-    rule = RULES["stop-w"].build(Options(SURROGATE))
+    rule = RULES["stop-w"](surrogate=SURROGATE)
     frames = images.expand(3, *images.shape).clone()  # not constant in memory, so that every step is computed
     rule.step(model, frames, labels, lambda loss: loss.backward())
     training_step(plain, images, labels, 3)

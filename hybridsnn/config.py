@@ -3,12 +3,13 @@
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from hybridsnn.errors import ConfigError
@@ -20,9 +21,34 @@ class StageConfig(BaseModel):
 
     Field descriptions become the help of the command line. A field that only says *where* something lies, and so does
     not identify a result, is marked `Field(json_schema_extra={"location": True})` and left out of the hash.
+
+    Attributes:
+        chooser: the setting that chooses something which has options; see `hybridsnn.options`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chooser: ClassVar[str] = ""
+
+    @classmethod
+    def options(cls) -> dict[str, dict[str, FieldInfo]]:
+        """Settings that belong to what is chosen: by name, and then by the choice they belong to."""
+        return {}
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> type[Self]:
+        """These settings with the options of what `values` choose."""
+        return cls
+
+    @classmethod
+    def unknown_setting(cls, name: str, where: str) -> ConfigError:
+        """The error for a setting that there is not."""
+        return unknown(where, name, list(cls.model_fields))
+
+    @classmethod
+    def owner(cls, name: str) -> str:
+        """In words, for messages, what has this setting if not all have it."""
+        return ""
 
 
 Config = TypeVar("Config", bound=StageConfig)
@@ -35,19 +61,34 @@ class Choice:
     Args:
         registry: the plain dict the name is looked up in, when a value is validated and not before.
         what: what the entries are called, for messages where the setting's own name is not known.
+        fits: which of the entries can be chosen here.
     """
 
     registry: Mapping[str, Any]
     what: str = "name"
+    fits: Callable[[Any], bool] = lambda entry: True
+
+    @property
+    def names(self) -> list[str]:
+        """What can be chosen."""
+        return [name for name, entry in self.registry.items() if self.fits(entry)]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._known, handler(source))
 
     def _known(self, name: str) -> str:
         if name not in self.registry:
-            problem = str(unknown(self.what, name, self.registry))
-            raise PydanticCustomError("unknown_choice", "{problem}", {"problem": problem, "choices": [*self.registry]})
+            problem = str(unknown(self.what, name, self.names))
+            raise PydanticCustomError("unknown_choice", "{problem}", {"problem": problem, "choices": self.names})
+        if name not in self.names:
+            raise PydanticCustomError("unfit_choice", "must be {names}", {"names": " or ".join(sorted(self.names))})
         return name
+
+
+def choice_of(field: FieldInfo) -> Choice:
+    """What a setting that is marked as a `Choice` chooses from."""
+    (choice,) = (mark for mark in field.metadata if isinstance(mark, Choice))
+    return choice
 
 
 def resolve(config_type: type[Config], values: Mapping[str, Any], where: str) -> Config:
@@ -63,27 +104,44 @@ def resolve(config_type: type[Config], values: Mapping[str, Any], where: str) ->
     Raises:
         ConfigError: one line that names every problem.
     """
+    completed = config_type.completed(values)
     try:
-        return config_type.model_validate_json(json.dumps(values, default=str), strict=True)  # str: of a Path
+        return completed.model_validate_json(json.dumps(values, default=str), strict=True)  # str: of a Path
     except ValidationError as error:
-        problems = [_problem(details, config_type, where) for details in error.errors()]
-        raise ConfigError("; ".join(problems)) from None
+        raise problems(error, where, lambda name: completed.unknown_setting(name, where), completed.owner) from None
 
 
-def _problem(details: Any, config_type: type[StageConfig], where: str) -> str:
+def problems(
+    error: ValidationError,
+    where: str,
+    unknown_key: Callable[[str], ConfigError],
+    owner: Callable[[str], str] = lambda name: "",
+) -> ConfigError:
+    """All that pydantic found, in one line.
+
+    Args:
+        where: what was validated, which leads every message.
+        unknown_key: the error for a key that is not known.
+        owner: what has a key if not all have it, in words.
+    """
+    return ConfigError("; ".join(_problem(details, where, unknown_key, owner) for details in error.errors()))
+
+
+def _problem(details: Any, where: str, unknown_key: Callable[[str], ConfigError], owner: Callable[[str], str]) -> str:
     location = ".".join([where, *map(str, details["loc"])])
+    key = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden" and len(details["loc"]) == 1:
-        return str(unknown(where, str(details["loc"][0]), list(config_type.model_fields)))
+        return str(unknown_key(key))
     if details["type"] == "unknown_choice":
         return str(unknown(location, details["input"], details["ctx"]["choices"]))
     if details["type"] == "missing":
-        return f"{location}: is required"
+        return f"{location}: is required{owner(key)}"
     # From pydantic's 'Input should be ...' and 'Tuple should have ... after validation, ...'
     message = re.sub(r"^\w+ should ", "must ", details["msg"].removeprefix("Value error, "))
     message = " ".join(message.replace(" after validation", "").split())
     # A check over several settings sees all of them as its input, which would drown its message.
-    got = "" if isinstance(details["input"], dict) else f"got {details['input']!r}, "
-    return f"{location}: {got}{message}"
+    got = "" if isinstance(details["input"], (dict, BaseModel)) else f"got {details['input']!r}, "
+    return f"{location}: {got}{message}{owner(key)}"
 
 
 def canonical(config: StageConfig) -> dict[str, Any]:

@@ -14,8 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.conversion.balancers import maximum_current
-
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MODULES = ("activations", "compare_peers", "kernels", "networks", "peers", "plain", "results", "scaling")
 
@@ -71,7 +69,7 @@ def test_layers_fire_at_the_rate_asked_for(scripts: SimpleNamespace, case: Any) 
 def test_balancing_finds_the_thresholds_of_a_plain_loop(scripts: SimpleNamespace, exact: Any) -> None:
     right = scripts.plain.thresholds(exact)
     compare = scripts.compare_peers
-    found = maximum_current(compare.body_of(exact), compare.calibration_of(exact))
+    found = compare.balancer_of(exact).measure(compare.body_of(exact), compare.calibration_of(exact))
     assert found.keys() == right.keys()
     assert all(torch.equal(found[name], right[name]) for name in right)
 

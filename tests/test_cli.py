@@ -77,7 +77,8 @@ def test_every_setting_is_an_option_with_help(stage: str) -> None:
     assert len({option.name for option in options}) == len(options)
     assert all(option.help for option in options)
     text = succeed(stage, "--help")
-    for field in hybridsnn.stages.STAGES[stage].config.model_fields:
+    config = hybridsnn.stages.STAGES[stage].config
+    for field in (*config.model_fields, *config.options()):
         assert f"--{field.replace('_', '-')}" in text
 
 

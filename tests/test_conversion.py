@@ -17,20 +17,21 @@ from hybridsnn.conversion import (
     GRANULARITIES,
     MAX_POOL_CHOICES,
     Calibration,
+    Constant,
+    MeasuringBalancer,
     apply_thresholds,
-    balance,
-    balancers,
-    set_constants,
     spiking_body,
 )
+from hybridsnn.conversion.balancers import calibration as calibrations
+from hybridsnn.conversion.balancers import maximum_current
 from hybridsnn.conversion.preparation import prepare
 from hybridsnn.encoders import ENCODERS, Encoder
-from hybridsnn.errors import ConversionError
+from hybridsnn.errors import ConfigError, ConversionError
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks import NETWORKS, NetworkSpec
 from hybridsnn.neurons import RESETS
 
-MEASURING = [name for name, balancer in BALANCERS.items() if balancer.thresholds is not None]
+MEASURING = [name for name, balancer in BALANCERS.items() if issubclass(balancer, MeasuringBalancer)]
 
 
 def chain(bias: bool = False) -> nn.Sequential:
@@ -130,9 +131,25 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def calibration(images: Tensor, encoder: str = "direct", timesteps: int = 16, **options: Any) -> Calibration:
-    chosen = Encoder(encoder, options.pop("scale", 1.0))
-    return Calibration(images, torch.arange(len(images)), chosen, timesteps, **options)
+def calibration(images: Tensor, encoder: str = "direct", scale: float = 1.0, seed: int = 0) -> Calibration:
+    return Calibration(images, torch.arange(len(images)), Encoder(encoder, scale), seed)
+
+
+def balance(
+    body: torch.fx.GraphModule, name: str, chosen: Calibration, timesteps: int = 16, **options: float
+) -> dict[str, Tensor]:
+    """Balance with those of the options that the balancer has."""
+    entry, options = BALANCERS[name], {"calibration_timesteps": timesteps} | options
+    balancer: Any = entry(**{option: value for option, value in options.items() if option in entry.model_fields})
+    return balancer.balance(body, chosen)
+
+
+def nobody_draws(count: int) -> Calibration:
+    raise PermissionError("asked for images")
+
+
+def set_constants(body: torch.fx.GraphModule, **options: float) -> None:
+    Constant(**options).set_thresholds(body, nobody_draws)
 
 
 def readout(body: torch.fx.GraphModule, encoder: Encoder, images: Tensor, timesteps: int) -> Tensor:
@@ -163,8 +180,8 @@ def test_with_time_a_spiking_network_becomes_its_original(network: str) -> None:
         scale = (1.0, 2.5)[(place // len(MEASURING) + turn) % 2]
         images = pictures(6) * scale
         body = spiking_body(original, SHAPE, granularity=granularity)
-        chosen = calibration(images, scale=scale, timesteps=48, percentile=100.0)
-        balance(body, BALANCERS[balancer], chosen)
+        chosen = calibration(images, scale=scale)
+        balance(body, balancer, chosen, timesteps=48, percentile=100.0)
         logits = original(images).detach()
         outputs = readout(body, chosen.encoder, images, 256)
         factor, rest = fit(outputs, logits)
@@ -178,8 +195,8 @@ def test_a_chain_s_readout_is_the_logits_over_all_thresholds(balancer: str, thre
     original = seeded(chain(bias=True))
     images = pictures(6) * 1.5
     body = spiking_body(original, SHAPE)
-    chosen = calibration(images, scale=1.5, percentile=100.0, timesteps=64)
-    thresholds = balance(body, BALANCERS[balancer], chosen, threshold_scale)
+    chosen = calibration(images, scale=1.5)
+    thresholds = balance(body, balancer, chosen, timesteps=64, percentile=100.0, threshold_scale=threshold_scale)
     factor, rest = fit(readout(body, chosen.encoder, images, 1500), original(images).detach())
     product = 1.5 * math.prod(float(threshold) for threshold in thresholds.values())
     assert factor * product == pytest.approx(1, rel=0.03) and rest < 0.04
@@ -190,8 +207,8 @@ def test_random_spikes_find_the_logits_too(balancer: str) -> None:
     original = seeded(ZOO["residual"]())
     images = pictures(6)
     body = spiking_body(original, SHAPE, initial_potential=0.5)
-    chosen = calibration(images, "poisson", percentile=100.0, timesteps=200)
-    balance(body, BALANCERS[balancer], chosen)
+    chosen = calibration(images, "poisson")
+    balance(body, balancer, chosen, timesteps=200, percentile=100.0)
     _, rest = fit(readout(body, chosen.encoder, images, 1500), original(images).detach())
     assert rest < 0.15
 
@@ -201,8 +218,8 @@ def test_a_threshold_scale_is_a_factor(balancer: str) -> None:
     """Weights without biases stay copies, and the body tells the thresholds that were returned."""
     original = exact(seeded(chain()))
     bodies = [spiking_body(original, SHAPE) for _ in range(2)]
-    whole = balance(bodies[0], BALANCERS[balancer], calibration(pictures(5)))
-    scaled = balance(bodies[1], BALANCERS[balancer], calibration(pictures(5)), 0.75)
+    whole = balance(bodies[0], balancer, calibration(pictures(5)))
+    scaled = balance(bodies[1], balancer, calibration(pictures(5)), threshold_scale=0.75)
     for name, threshold in whole.items():
         assert torch.equal(scaled[name], threshold * 0.75)
         assert torch.equal(bodies[1].get_submodule(name).get_parameter("threshold"), scaled[name])
@@ -212,7 +229,7 @@ def test_a_threshold_scale_is_a_factor(balancer: str) -> None:
     assert all(torch.equal(value, originals[name]) for name, value in copies.items())
 
 
-def brute_force(network: nn.Sequential, chosen: Calibration) -> list[float]:
+def brute_force(network: nn.Sequential, chosen: Calibration, timesteps: int) -> list[float]:
     """`max` in plain words: for each layer of neurons, simulate what comes before it anew, image by image."""
     thresholds: list[float] = []
     for target in range(sum(isinstance(layer, nn.ReLU) for layer in network)):
@@ -220,7 +237,7 @@ def brute_force(network: nn.Sequential, chosen: Calibration) -> list[float]:
         for place in range(len(chosen.images)):
             images, indices = chosen.images[place : place + 1], chosen.indices[place : place + 1]
             membranes: dict[int, Tensor] = {}
-            for t in range(chosen.timesteps):
+            for t in range(timesteps):
                 values = chosen.encoder(images, indices, 1, start=t, seed=chosen.seed)[0]
                 neuron = 0
                 for layer in network:
@@ -242,10 +259,12 @@ def brute_force(network: nn.Sequential, chosen: Calibration) -> list[float]:
 @torch.no_grad()
 def test_max_is_the_layer_by_layer_simulation(encoder: str) -> None:
     network = exact(seeded(chain()))
-    chosen = calibration(encodable(encoder, 5, 11), encoder, timesteps=11, seed=4)
-    thresholds = balance(spiking_body(network, SHAPE), BALANCERS["max"], chosen)
+    chosen = calibration(encodable(encoder, 5, 11), encoder, seed=4)
+    # Of recordings there are 11 frames, however many steps are asked for.
+    timesteps = 100 if ENCODERS[encoder].events else 11
+    thresholds = balance(spiking_body(network, SHAPE), "max", chosen, timesteps)
     found = [threshold.item() for threshold in thresholds.values()]
-    assert found == brute_force(network, chosen)
+    assert found == brute_force(network, chosen, 11)
     assert len(set(found)) == 3
 
 
@@ -255,8 +274,8 @@ def test_max_balances_residual_blocks(encoder: str) -> None:
     """In units of the original: a neuron's spike carries its amplitude, the largest current that it ever gets."""
     network: Any = seeded(Residual()).double()
     images = encodable(encoder, 4, 10).double()
-    chosen = calibration(images, encoder, timesteps=10)
-    thresholds = balance(spiking_body(network, SHAPE).double(), BALANCERS["max"], chosen)
+    chosen = calibration(images, encoder)
+    thresholds = balance(spiking_body(network, SHAPE).double(), "max", chosen, timesteps=10)
 
     amplitudes: list[float] = []
 
@@ -275,7 +294,7 @@ def test_max_balances_residual_blocks(encoder: str) -> None:
                 membranes[neuron] = membrane - sent
                 return sent
 
-            for t in range(chosen.timesteps):
+            for t in range(10):
                 x = chosen.encoder(images[place : place + 1], torch.tensor([place]), 1, start=t)[0]
                 x = network.stem[3](fire(0, network.stem[0](x)))
                 x = fire(2, network.same.residual[3](fire(1, network.same.residual[0](x))) + x)
@@ -304,12 +323,12 @@ def test_thresholds_do_not_depend_on_order_or_batches(
     network = exact(seeded(chain())).double()
     granularity = list(GRANULARITIES)[(MEASURING.index(balancer) + list(ENCODERS).index(encoder)) % len(GRANULARITIES)]
     images, order = encodable(encoder, 7, 16).double(), torch.tensor([3, 6, 0, 1, 5, 2, 4])
-    whole = calibration(images, encoder, percentile=97.0)
-    shuffled = Calibration(images[order], order, whole.encoder, whole.timesteps, percentile=97.0)
+    whole = calibration(images, encoder)
+    shuffled = Calibration(images[order], order, whole.encoder)
 
     def thresholds(chosen: Calibration) -> dict[str, Tensor]:
         body = spiking_body(network, SHAPE, granularity=granularity).double()
-        return balance(body, BALANCERS[balancer], chosen)
+        return balance(body, balancer, chosen, percentile=97.0)
 
     expected = thresholds(whole)
     assert all(value.shape == (value.shape[:1] if granularity == "channel" else ()) for value in expected.values())
@@ -320,8 +339,8 @@ def test_thresholds_do_not_depend_on_order_or_batches(
         (shuffled, 48, 9000),
         (shuffled, 10**6, 2**30),
     ):
-        monkeypatch.setattr(balancers, "FRAMES", frames)
-        monkeypatch.setattr(balancers, "CURRENTS", room)  # those that do not fit are computed again
+        monkeypatch.setattr(calibrations, "FRAMES", frames)
+        monkeypatch.setattr(maximum_current, "CURRENTS", room)  # those that do not fit are computed again
         for name, value in thresholds(chosen).items():
             torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=0)
 
@@ -361,11 +380,11 @@ def test_thresholds_from_activations(
     balancer: str, percentile: float, batch: int, granularity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each spike stands for the chosen activation, in units of the largest one of the layer before."""
-    monkeypatch.setattr(balancers, "FRAMES", 16 * batch)
+    monkeypatch.setattr(calibrations, "FRAMES", 16 * batch)
     network = seeded(chain(bias=True)).double()
     images = pictures(7).double()
     body = spiking_body(network, SHAPE, granularity=granularity).double()
-    thresholds = balance(body, BALANCERS[balancer], calibration(images, scale=2.0, percentile=percentile))
+    thresholds = balance(body, balancer, calibration(images, scale=2.0), percentile=percentile)
     share = percentile if balancer == "percentile" else 100.0
     unit = 2.0
     for threshold, values in zip(thresholds.values(), activations_of(network, images), strict=True):
@@ -379,8 +398,8 @@ def test_thresholds_from_activations(
 def test_activations_of_events_are_those_of_their_mean(balancer: str) -> None:
     frames = encodable("event", 4, 6)
     body, other = (spiking_body(seeded(chain(bias=True)), SHAPE) for _ in range(2))
-    found = balance(body, BALANCERS[balancer], calibration(frames, "event"))
-    assert found == balance(other, BALANCERS[balancer], calibration(frames.mean(1)))
+    found = balance(body, balancer, calibration(frames, "event"))
+    assert found == balance(other, balancer, calibration(frames.mean(1)))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -391,7 +410,7 @@ def test_a_layer_that_never_fires_keeps_a_threshold(balancer: str, granularity: 
         network[4].weight.copy_(-network[4].weight.abs())
     body = spiking_body(network, SHAPE, granularity=granularity)
     chosen = calibration(pictures(4))
-    thresholds = balance(body, BALANCERS[balancer], chosen)
+    thresholds = balance(body, balancer, chosen)
     assert [bool((value == 1).all()) for value in thresholds.values()] == [False, True, True]
     assert torch.equal(readout(body, chosen.encoder, chosen.images, 8), torch.zeros(4, CLASSES))
 
@@ -415,7 +434,7 @@ def test_a_body_can_be_rebuilt_from_fresh_weights(network: str) -> None:
     granularity = list(GRANULARITIES)[list(ZOO).index(network) % len(GRANULARITIES)]
     images = pictures(3)
     body = spiking_body(seeded(ZOO[network]()), SHAPE, granularity=granularity)
-    balance(body, BALANCERS["activation-max"], calibration(images))
+    balance(body, "activation-max", calibration(images))
     again = spiking_body(ZOO[network](), SHAPE, granularity=granularity)
     again.load_state_dict(body.state_dict(), strict=True)
     outputs = readout(body, Encoder("direct"), images, 20)
@@ -432,7 +451,7 @@ def test_every_network_of_the_registry_becomes_spiking(name: str) -> None:
     body = spiking_body(seeded(original), shape)
     rectified = sum(isinstance(module, nn.ReLU) for module in original.modules())
     chosen = calibration(pictures(2, shape))
-    assert len(balance(body, BALANCERS["activation-max"], chosen)) == rectified
+    assert len(balance(body, "activation-max", chosen)) == rectified
     assert readout(body, chosen.encoder, chosen.images, 2).isfinite().all()
 
 
@@ -442,7 +461,7 @@ def test_every_neuron_of_a_layer_starts_at_its_layer_s_threshold(network: str, b
     original = seeded(ZOO[network]())
     chosen = calibration(pictures(4))
     bodies = [spiking_body(original, SHAPE, granularity=granularity) for granularity in ("layer", "neuron")]
-    by_layer, by_neuron = (balance(body, BALANCERS[balancer], chosen) for body in bodies)
+    by_layer, by_neuron = (balance(body, balancer, chosen) for body in bodies)
     assert by_neuron == by_layer
     trains: list[dict[str, Tensor]] = [{}, {}]
     outputs = []
@@ -467,6 +486,26 @@ def test_constants_leave_weights_as_they_are(granularity: str) -> None:
             given = {"threshold": 0.7, "leak": 0.25}.get(name.rpartition(".")[2])
             expected = before[name] if given is None else torch.full_like(value, given)
             assert torch.equal(value, expected), f"{name} of {network}"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("percentile", {"percentile": 101.0}, "Percentile.percentile: got 101.0, must be less than or equal to 100"),
+        ("max", {"calibration_timesteps": 0}, "MaximumCurrent.calibration_timesteps: got 0, must be greater than 0"),
+        ("max", {"calibration_images": 2.5}, "MaximumCurrent.calibration_images: got 2.5, must be a valid integer"),
+        ("constant", {"batch_norm": "drop"}, "Constant.batch_norm: got 'drop', must be 'fold' or 'keep'"),
+        (
+            "activation-max",
+            {"percentile": 99.0},
+            "ActivationMaximum: unknown 'percentile'. Choices: calib",
+        ),
+    ],
+)
+def test_options_of_balancers_are_checked(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        BALANCERS[name](**options)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -550,17 +589,17 @@ def test_channels_that_are_picked_have_one_threshold(picked: Any) -> None:
     network = seeded(Net(lambda net, x: net.head(torch.relu(net.first(x))[:, picked].flatten(1))))
     chosen = calibration(pictures(4))
     body = spiking_body(network, SHAPE)
-    balance(body, BALANCERS["max"], chosen)
+    balance(body, "max", chosen)
     assert fit(readout(body, chosen.encoder, chosen.images, 256), network(chosen.images).detach())[1] < 0.05
     with pytest.raises(ConversionError, match="'getitem' picks or mixes channels"):
-        balance(spiking_body(network, SHAPE, granularity="channel"), BALANCERS["max"], chosen)
+        balance(spiking_body(network, SHAPE, granularity="channel"), "max", chosen)
 
 
 def test_channels_that_are_mixed_have_one_threshold() -> None:
     network = Net(lambda net, x: nn.functional.adaptive_avg_pool2d(torch.relu(net.first(x)).mean(1), 3).flatten(1))
     with pytest.raises(ConversionError, match="'mean' picks or mixes channels"):
         body = spiking_body(network, SHAPE, granularity="channel")
-        balance(body, BALANCERS["activation-max"], calibration(pictures(4)))
+        balance(body, "activation-max", calibration(pictures(4)))
 
 
 @pytest.mark.parametrize("case", ["max pool", "functional max pool"])
@@ -609,4 +648,4 @@ def test_kept_batch_norm_is_refused_by_balancing() -> None:
     body = spiking_body(network, SHAPE, fold_batch_norm=False)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in body.modules()) == 5
     with pytest.raises(ConversionError, match=r"batch norm 'same.residual.1' is kept"):
-        balance(body, BALANCERS["activation-max"], calibration(pictures(2)))
+        balance(body, "activation-max", calibration(pictures(2)))

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from toy_networks import CLASSES, Residual, encodable, pictures, seeded, spiking
+from toy_networks import CLASSES, Residual, encodable, pictures, seeded, spiking, surrogates_of
 
 from hybridsnn.checkpoint import LAYOUT
 from hybridsnn.encoders import ENCODERS
@@ -23,15 +23,13 @@ from hybridsnn.learning import (
     SCHEDULES,
     BackPropagation,
     Optimisation,
-    Options,
     OwnRate,
     fit,
     seed_of,
 )
-from hybridsnn.learning.bptt import BackPropagationThroughTime
+from hybridsnn.learning.rules.through_time import BackPropagationThroughTime
 from hybridsnn.learning.training_state import FILE, TrainingState
 from hybridsnn.neurons import NEVER, RESETS
-from hybridsnn.surrogates import SURROGATES
 
 SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "spike-time": lambda potential, threshold, since: 0.3 / threshold * torch.exp(-0.01 * since),
@@ -45,15 +43,15 @@ SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 def build(name: str, surrogate: str | None = None) -> Any:
     """A rule of `RULES`, with its own surrogate unless another is named."""
-    return RULES[name].build(Options(SURROGATES[surrogate or RULES[name].surrogates[0]]))
+    return RULES[name](**({"surrogate": surrogate} if surrogate else {}))
 
 
 # What a plain loop can follow; test_stop.py has the others.
 THROUGH_TIME = [
     (name, surrogate)
     for name, rule in RULES.items()
-    if isinstance(build(name), BackPropagationThroughTime)
-    for surrogate in rule.surrogates
+    if issubclass(rule, BackPropagationThroughTime)
+    for surrogate in surrogates_of(rule)
 ]
 
 
@@ -143,7 +141,7 @@ def test_a_neuron_that_never_fired_learns_slowly() -> None:
     neuron = spiking(seeded(Residual())).neurons["stem.1"].double()
     neuron.threshold.fill_(1.0)
     current = torch.tensor([0.25, 0.75, 0.0, 0.25]).double().view(4, 1, 1).requires_grad_()
-    spikes, _ = neuron(current, surrogate=build("stdb").surrogate)
+    spikes, _ = neuron(current, surrogate=build("stdb").spike_derivative)
     assert spikes.flatten().tolist() == [0, 1, 0, 0]
     slopes = [0.3 * math.exp(-0.01 * since) for since in (1000, 1001, 1, 2)]
     for t in range(4):

@@ -3,7 +3,10 @@
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import pytest
@@ -69,7 +72,8 @@ def check(arguments: list[str]) -> None:
         given = {
             key: value
             for key, value in ctx.params.items()
-            if key in STAGES[name].config.model_fields and ctx.get_parameter_source(key) != ParameterSource.DEFAULT
+            if key in {*STAGES[name].config.model_fields, *STAGES[name].config.options()}
+            and ctx.get_parameter_source(key) != ParameterSource.DEFAULT
         }
         resolve(STAGES[name].config, given, name)
     elif name == "run":
@@ -146,7 +150,7 @@ def test_recipes_and_options_in_prose_exist(document: Path) -> None:
     for name in re.findall(r"`([\w-]+\.yaml)`", prose(document)):
         assert name in recipes | {"config.yaml"}, f"{document.name}: {name}"
     group = click.Context(command_line)
-    known = {"--help", "--version", "--debug"}
+    known = {"--help", *(option for param in command_line.params for option in param.opts)}
     for name in (*STAGES, *command_line.commands):
         command = command_line.get_command(group, name)
         assert command is not None
@@ -164,8 +168,11 @@ def test_python_examples_run(document: Path, tmp_path: Path, monkeypatch: pytest
     if any("checkpoints/" in example for example in examples):
         make_default_run(tmp_path / "checkpoints" / "default")
     namespace: dict[str, object] = {"__name__": "__main__"}
-    for number, example in enumerate(examples):  # one after another, as a reader would
-        exec(compile(example, f"{document.name}, example {number + 1}", "exec"), namespace)
+    with ExitStack() as stack:
+        for module, attribute in REGISTRIES.values():  # to which examples may add
+            stack.enter_context(patch.dict(getattr(import_module(module), attribute)))
+        for number, example in enumerate(examples):  # one after another, as a reader would
+            exec(compile(example, f"{document.name}, example {number + 1}", "exec"), namespace)
 
 
 def make_default_run(run: Path) -> None:

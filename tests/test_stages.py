@@ -24,11 +24,12 @@ from toy_stages import snapshot
 
 from hybridsnn.artifacts import MANIFEST, Artifact, artifacts_in, sha256_of
 from hybridsnn.config import resolve
-from hybridsnn.conversion import BALANCERS, GRANULARITIES
+from hybridsnn.conversion import BALANCERS, GRANULARITIES, MeasuringBalancer
 from hybridsnn.data import DATASETS, ImageData, MemoryImages, image_data, load
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ArtifactError, ConfigError
 from hybridsnn.learning import RULES
+from hybridsnn.learning.rules.base import LearnsIfAsked
 from hybridsnn.model import SpikingModel
 from hybridsnn.stages import STAGES, convert, finetune, train_ann
 from hybridsnn.stages.base import Environment, Work, execute
@@ -130,7 +131,7 @@ def test_the_history_says_whose_weights_were_kept(run: Path) -> None:
 
 
 @pytest.mark.parametrize("encoder", [name for name, coding in ENCODERS.items() if not coding.events])
-@pytest.mark.parametrize("balance", [name for name, balancer in BALANCERS.items() if balancer.thresholds is not None])
+@pytest.mark.parametrize("balance", [name for name, entry in BALANCERS.items() if issubclass(entry, MeasuringBalancer)])
 def test_every_conversion_comes_near_its_network(balance: str, encoder: str, run: Path) -> None:
     timesteps = 64 if ENCODERS[encoder].random else 16
     converted = make(
@@ -248,15 +249,15 @@ def learned(before: Artifact, after: Artifact) -> dict[str, bool]:
 @pytest.mark.parametrize("method", RULES)
 def test_every_rule_learns_what_it_says(method: str, run: Path, blank: Artifact) -> None:
     """Thresholds and leaks too, if the method does or may and is asked to; within their bounds at high rates."""
-    rule = RULES[method]
+    rule = RULES[method]()
     settings = {"method": method, "epochs": 1, "batch_size": 256, "learning_rate": 5e-3}
     settings |= {"threshold_learning_rate": 0.1, "leak_learning_rate": 0.1}
     own = make(run, "finetune", blank, **settings)
-    assert learned(blank, own) == {"weight": True, "threshold": bool(rule.thresholds), "leak": bool(rule.leaks)}
+    assert learned(blank, own) == {"weight": True, "threshold": rule.learns_thresholds, "leak": rule.learns_leaks}
     history = metrics(own)
     (start, end) = history.loc[(history["split"] == "validation") & (history["metric"] == "loss"), "value"]
     assert end < start
-    if rule.thresholds is rule.leaks is None:
+    if isinstance(rule, LearnsIfAsked):
         asked = make(run, "finetune", blank, learn_thresholds=True, learn_leaks=True, **settings)
         assert learned(blank, asked) == {"weight": True, "threshold": True, "leak": True}
         one = make(run, "finetune", blank, learn_thresholds=False, learn_leaks=True, **settings)
@@ -383,7 +384,7 @@ def test_kept_batch_norm_learns_from_scratch(tmp_path: Path) -> None:
 
 def test_half_a_threshold_is_for_balanced_direct_coding(run: Path) -> None:
     def potential(**settings: Any) -> float:
-        converted = make(run, "convert", of(run, "ann"), timesteps=2, calibration_images=8, **settings)
+        converted = make(run, "convert", of(run, "ann"), timesteps=2, **settings)
         spiking = load_network(converted)[1].spiking
         assert spiking is not None
         return spiking.initial_potential
@@ -619,7 +620,8 @@ def test_only_evaluate_sees_test_images(tmp_path: Path, monkeypatch: pytest.Monk
     ann = make(tmp_path, "train-ann", **ANN | {"epochs": 1})
     loaded = make(tmp_path, "load-ann", width=0.25, batch_norm=True, weights=ann.file(WEIGHTS))
     for balance in BALANCERS:
-        converted = make(tmp_path, "convert", loaded, balance=balance, timesteps=2, calibration_images=32)
+        images = {"calibration_images": 32} if issubclass(BALANCERS[balance], MeasuringBalancer) else {}
+        converted = make(tmp_path, "convert", loaded, balance=balance, timesteps=2, **images)
     tuned = make(tmp_path, "finetune", converted, epochs=1)
     make(tmp_path, "evaluate", tuned, split="validation", exit_confidence=0.9)
     with pytest.raises(PermissionError, match="looked at the test images"):
@@ -794,23 +796,26 @@ def test_other_pictures_are_refused(stage: str, source: str, unchanged: Path, mo
         ),
         (
             "convert --threshold 0.5",
-            "convert.threshold: got 0.5, must be left unset with --balance max, "
-            "which measures thresholds; give --balance constant",
+            "convert.threshold: 'max' has no such option; it belongs to constant. Leave it out",
         ),
-        ("convert --threshold 1 --balance percentile", "convert.threshold: got 1.0, must be left unset"),
-        ("convert --threshold 0 --balance constant", "convert.threshold: got 0.0, must be greater than 0"),
+        ("convert --threshold 1 --balance percentile", "convert.threshold: 'percentile' has no such option"),
         (
-            "convert --leak 0.5",
-            "convert.leak: got 0.5, must be 1.0 with --balance max, "
-            "which assumes neurons that do not leak; give --balance constant",
+            "convert --threshold 0 --balance constant",
+            "got 0.0, must be greater than 0 with balance 'constant'",
         ),
+        ("convert --leak 0.5", "convert.leak: 'max' has no such option; it belongs to constant. Leave it out"),
         ("convert --leak 1.1 --balance constant", "convert.leak: got 1.1, must be less than or equal to 1"),
         (
             "convert --batch-norm keep --balance percentile",
-            "convert.batch_norm: got 'keep', must be 'fold' with --balance percentile, "
-            "since thresholds other than 1 rescale what batch norm would see; give --balance constant",
+            "convert.batch_norm: 'percentile' has no such option; it belongs to constant. Leave it out",
         ),
-        ("convert --batch-norm drop", "convert.batch_norm: got 'drop', must be 'fold' or 'keep'"),
+        ("convert --balance constant --batch-norm drop", "convert.batch_norm: got 'drop', must be 'fold' or 'keep'"),
+        ("convert --balance constant --calibration-images 3", "calibration_images: 'constant' has no such option; it"),
+        ("convert --calibration-timesteps 3 --balance percentile", "it belongs to max. Leave it out"),
+        (
+            "convert --calibration-timesteps 0",
+            "convert.calibration_timesteps: got 0, must be greater than 0",
+        ),
         ("convert --readout-leak -0.1", "convert.readout_leak: got -0.1, must be greater than or equal to 0"),
         ("convert --max-pool any", "convert.max_pool: unknown 'any'"),
         ("convert --timesteps 0", "convert.timesteps: got 0"),
@@ -819,16 +824,28 @@ def test_other_pictures_are_refused(stage: str, source: str, unchanged: Path, mo
         ("convert --percentile 101 --reset none", "convert.reset: got 'none', must be 'soft' or 'hard'; "),
         ("finetune --method stbd", "finetune.method: unknown 'stbd'. Did you mean 'stdb'? Choices: "),
         ("finetune --epochs 0", "finetune.epochs: got 0"),
-        ("finetune --method stop-w --learn-thresholds", "'stop-w' does not learn thresholds; leave learn_thresholds"),
-        ("finetune --method stop-wt --no-learn-thresholds", "'stop-wt' learns thresholds; leave learn_thresholds out"),
-        ("finetune --method sltt --learn-leaks", "'sltt' does not learn leaks; leave learn_leaks out, or choose"),
-        ("finetune --method stop-wtl --surrogate spike-time", "'stop-wtl' has no surrogate 'spike-time'; allowed: exp"),
-        ("finetune --surrogate linear", "'stdb' has no surrogate 'linear'; allowed: spike-time"),
-        ("finetune --surrogate liner", "finetune.surrogate: unknown 'liner'. Did you mean 'linear'?"),
-        ("finetune --method ottt --backward-steps 2", "backward_steps is for sltt, not for 'ottt'; leave it out"),
+        ("finetune --method stop-w --learn-thresholds", "finetune.learn_thresholds: 'stop-w' has no such option"),
+        ("finetune --method stop-wt --no-learn-thresholds", "finetune.learn_thresholds: 'stop-wt' has no such option"),
+        ("finetune --method sltt --learn-leaks", "it belongs to stdb, linear, osstop, stbp. Leave it out"),
+        (
+            "finetune --method stop-wtl --surrogate spike-time",
+            "surrogate: got 'spike-time', must be exponential or linear or triangle with method 'stop-wtl'",
+        ),
+        ("finetune --surrogate linear", "surrogate: got 'linear', must be spike-time with method 'stdb'"),
+        ("finetune --method stbp --surrogate liner", "surrogate: unknown 'liner'. Did you mean 'linear'?"),
+        (
+            "finetune --method osstop --loss readout",
+            "finetune.loss: 'osstop' has no such option; it belongs to",
+        ),
+        ("finetune --method stbd --epochs 0 --backward-steps 0", "finetune.backward_steps: got 0, must be greater"),
+        ("finetune --method stbd --epochs 0 --backward-steps 0", "finetune.epochs: got 0, must be greater than 0"),
+        (
+            "finetune --method ottt --backward-steps 2",
+            "backward_steps: 'ottt' has no such option; it belongs to sltt",
+        ),
         (
             "finetune --method stop-w --memory-budget 1",
-            "memory_budget is for stdb, linear, stbp, not for 'stop-w'; leave it out",
+            "finetune.memory_budget: 'stop-w' has no such option; it belongs to stdb, linear, stbp. Leave it out",
         ),
         ("finetune --memory-budget 0", "finetune.memory_budget: got 0"),
         ("finetune --memory-budget 0.00001", "memory_budget: got 1e-05 GiB, must be at least"),

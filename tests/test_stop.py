@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from toy_networks import CLASSES, Residual, pictures, seeded
+from toy_networks import CLASSES, Residual, pictures, seeded, surrogates_of
 
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import Encoder
@@ -20,8 +20,8 @@ from hybridsnn.errors import ConfigError
 from hybridsnn.kernels.neuron import KERNELS, online, reference
 from hybridsnn.kernels.neuron.exponential import exponential
 from hybridsnn.kernels.synapse.learning import FastConvolution, learning_synapse
-from hybridsnn.learning import RULES, Options
-from hybridsnn.learning.stop import ForwardTraces
+from hybridsnn.learning import RULES
+from hybridsnn.learning.rules.forward_traces import ForwardTraces
 from hybridsnn.memory import LiveMemory
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import NEVER, SpikingNeuron
@@ -74,7 +74,10 @@ def learn(rule: Any, model: SpikingModel, frames: Tensor, labels: Tensor) -> tup
 
 
 def rule_of(name: str, surrogate: str = "exponential", steps: int | None = None, readout_loss: bool = False) -> Any:
-    return RULES[name].build(Options(SURROGATES[surrogate], steps, readout_loss))
+    options: dict[str, Any] = {"surrogate": surrogate}
+    options |= {"backward_steps": steps} if steps is not None else {}
+    options |= {"loss": "readout"} if readout_loss else {}
+    return RULES[name](**options)
 
 
 def assert_same(got: Gradients, expected: Gradients, tolerance: float = 1e-10) -> None:
@@ -1211,17 +1214,19 @@ def test_networks_that_one_trace_cannot_serve_are_refused() -> None:
         learn(rule_of("ottt"), many, frames, labels)
     for name in RULES:
         if name.startswith(("stop-", "osstop", "ottt", "sltt")):
-            with pytest.raises(ConfigError, match="surrogate: got 'spike-time', must be one of the distance") as error:
-                RULES[name].build(Options(SURROGATES["spike-time"]))
+            with pytest.raises(
+                ConfigError, match=r"surrogate: got 'spike-time', must be exponential or linear or triangle$"
+            ) as error:
+                RULES[name](surrogate="spike-time")
             assert "\n" not in str(error.value)
-            assert isinstance(rule_of(name), ForwardTraces) and "spike-time" not in RULES[name].surrogates
+            assert isinstance(rule_of(name), ForwardTraces)
 
 
 def test_every_rule_can_be_built_with_each_of_its_surrogates() -> None:
     model = model_of(three_layers(), (2, 8, 8)).float()
     frames, labels = frames_of(2, (2, 8, 8), constant=False).float(), labels_of(4)
     for name, entry in RULES.items():
-        assert entry.summary and entry.surrogates
-        for surrogate in entry.surrogates:
+        assert entry.summary and surrogates_of(entry)
+        for surrogate in surrogates_of(entry):
             loss, _, gradients = learn(rule_of(name, surrogate), model, frames, labels)
             assert loss > 0 and gradients["8.weight"].abs().max() > 0

@@ -27,13 +27,12 @@ from hybridsnn.encoders import Frames
 from hybridsnn.errors import ArtifactError, OutOfTimeError
 from hybridsnn.evaluation.accuracy import ann_accuracy, snn_accuracy
 from hybridsnn.evaluation.measurement import evaluate
-from hybridsnn.learning import RULES, BackPropagation, Optimisation, Options, OwnRate, fit, loop, seed_of
+from hybridsnn.learning import RULES, BackPropagation, Optimisation, OwnRate, fit, loop, seed_of
 from hybridsnn.learning.training_state import FILE, TrainingState
 from hybridsnn.recipes import running
 from hybridsnn.recipes.recipe import load_recipe
 from hybridsnn.stages import STAGES
 from hybridsnn.stages.base import Environment, Silent, execute
-from hybridsnn.surrogates import SURROGATES
 
 EPOCHS, BATCHES, TIMESTEPS = 2, 5, 3
 CPU = torch.device("cpu")
@@ -98,24 +97,25 @@ def train(method: str | None, optimiser: str, folder: Path, **options: Any) -> t
         }
     else:
         model = spiking(seeded(Residual(dropout=0.3)), "poisson").requires_grad_()
-        rule, neurons = RULES[method], list(model.neurons.values())
+        rule = RULES[method](**({"backward_steps": 1} if "backward_steps" in RULES[method].model_fields else {}))
+        neurons = list(model.neurons.values())
 
         def validate(_: nn.Module) -> dict[str, float]:
             rows = evaluate(snn_accuracy(model, CPU, timesteps=TIMESTEPS, seed=4), measuring.epoch(0))
             return {row["metric"]: row["value"] for row in rows if row.get("step") == TIMESTEPS}
 
         settings = {
-            "rule": rule.build(Options(SURROGATES[rule.surrogates[0]], backward_steps=1 if rule.some_steps else None)),
+            "rule": rule,
             "encode": lambda batch, epoch: Frames(
                 model.encoder, batch.images, batch.indices, TIMESTEPS, seed=seed_of(3, epoch)
             ),
             "validate": validate,
-            "own_rates": [OwnRate([neuron.threshold for neuron in neurons], 0.01)] if rule.thresholds else [],
+            "own_rates": [OwnRate([neuron.threshold for neuron in neurons], 0.01)] if rule.learns_thresholds else [],
             "project": lambda: [neuron.project() for neuron in neurons],
         }
         for neuron in neurons:
-            neuron.threshold.requires_grad_(bool(rule.thresholds))
-            neuron.leak.requires_grad_(bool(rule.leaks))
+            neuron.threshold.requires_grad_(rule.learns_thresholds)
+            neuron.leak.requires_grad_(rule.learns_leaks)
     settings |= {"batches": batches, "seed": 3} | options
     optimisation = Optimisation(optimiser, "cosine", 0.01, 0.9, 1e-3, EPOCHS)
     folder.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ import hybridsnn
 
 ROOT = Path(hybridsnn.__file__).parent
 FLOORS = [
-    {"errors", "registry", "config", "artifacts", "kernels", "memory", "checkpoint"},
+    {"errors", "registry", "config", "options", "artifacts", "kernels", "memory", "checkpoint"},
     {"surrogates", "neurons", "encoders", "batch"},
     {"program"},
     {"networks", "model"},

@@ -17,7 +17,7 @@ from hybridsnn.conversion import GRANULARITIES, spiking_body
 from hybridsnn.encoders import ENCODERS, Encoder, Frames
 from hybridsnn.errors import ConfigError
 from hybridsnn.kernels.synapse import event_driven, transmission, winograd
-from hybridsnn.learning.bptt import BackPropagationThroughTime
+from hybridsnn.learning.rules import RULES
 from hybridsnn.memory import LiveMemory
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks import NetworkSpec
@@ -409,7 +409,7 @@ def test_frames_of_every_encoder(encoder: str) -> None:
 def test_gradients_add_to_those_that_are_there() -> None:
     model = model_of(spiking_body(seeded(Residual()), SHAPE, granularity="channel"))
     frames, labels = frames_of(SHAPE, constant=True), torch.arange(3)
-    rule = BackPropagationThroughTime(LINEAR)
+    rule = RULES["linear"]()
     rule.step(model, frames, labels, lambda loss: loss.backward())
     once = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     rule.step(model, frames, labels, lambda loss: loss.backward())
@@ -429,7 +429,7 @@ def test_what_sees_all_steps_together_runs_as_a_whole() -> None:
         assert not can_run_in_chunks(body) and can_run_in_chunks(copy.deepcopy(body).eval())
         frames, twin = frames_of(SHAPE), copy.deepcopy(model)
         torch.manual_seed(9)
-        rule = BackPropagationThroughTime(LINEAR, memory_budget=1)
+        rule = RULES["linear"](memory_budget=2**-30)
         _, logits = rule.step(model, frames, labels, lambda loss: loss.backward())
         torch.manual_seed(9)
         outputs = twin.run(frames, gradient=Automatic(LINEAR)).readout
@@ -634,7 +634,8 @@ def peak(model: SpikingModel, shape: tuple[int, ...], timesteps: int, surrogate:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     with LiveMemory() as memory:
-        rule = BackPropagationThroughTime(surrogate, memory_budget=budget)
+        name = "linear" if surrogate.needs_membrane else "stdb"
+        rule = RULES[name](surrogate=surrogate.name, memory_budget=budget and budget / 2**30)
         rule.step(model, frames, torch.arange(BATCH), lambda loss: loss.backward())
     return memory.peak
 
@@ -802,14 +803,12 @@ def test_a_budget_that_is_too_small_names_one_that_is_enough(timesteps: int, sur
 
 
 @pytest.mark.parametrize("encoder", ["direct", "poisson"])
-@pytest.mark.parametrize("per_step", [False, True])
-def test_parts_of_a_batch_learn_what_the_whole_does(
-    encoder: str, per_step: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("method", ["linear", "stbp"])
+def test_parts_of_a_batch_learn_what_the_whole_does(encoder: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five samples in parts of two, two and one: each counts alike, and has the frames that it has in the whole."""
     model = model_of(spiking_body(seeded(Residual()), SHAPE), encoder)
     frames = Frames(model.encoder, pictures(5).double(), torch.arange(5), 4)
-    labels, rule = torch.arange(5) % CLASSES, BackPropagationThroughTime(LINEAR, per_step=per_step)
+    labels, rule = torch.arange(5) % CLASSES, RULES[method](surrogate="linear")
 
     def learn(samples: tuple[int, ...]) -> Results:
         monkeypatch.setattr(Pieces, "of", lambda *_: Pieces(samples, (3, 1)))

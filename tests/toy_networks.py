@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from hybridsnn.config import choice_of
 from hybridsnn.conversion import spiking_body
 from hybridsnn.encoders import ENCODERS, Encoder
+from hybridsnn.learning import LearningRule
 from hybridsnn.model import SpikingModel
 from hybridsnn.networks.resnet import BasicBlock
 from hybridsnn.program.operations import BATCH_NORMS, SYNAPSES
@@ -80,3 +82,9 @@ def spiking(
         for place, neuron in enumerate(model.neurons.values()):
             neuron.threshold.fill_(0.5 + 0.125 * (place % 3))
     return model
+
+
+def surrogates_of(rule: type[LearningRule]) -> list[str]:
+    """The names of those that a rule can use, its own first."""
+    field = rule.model_fields["surrogate"]
+    return [field.default, *(name for name in choice_of(field).names if name != field.default)]

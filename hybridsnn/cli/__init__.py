@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hybridsnn import __version__
+from hybridsnn.cli.plugins import plugin_option
 from hybridsnn.cli.recipes import results_command, run_command, table_command
 from hybridsnn.cli.showing import list_command, show_command
 from hybridsnn.errors import HybridSNNError, OutOfTimeError
@@ -90,6 +91,7 @@ def _fail(message: str, debug: bool, code: int = 2) -> int:
 
 @click.group(cls=CommandLine, invoke_without_command=True, context_settings={"max_content_width": 110})
 @click.version_option(__version__, prog_name="hybridsnn", message="%(prog)s %(version)s")
+@plugin_option
 @click.option("--debug", is_flag=True, expose_value=False, help="Print the traceback of an error; can stand anywhere.")
 @click.pass_context
 def command_line(ctx: click.Context) -> None:

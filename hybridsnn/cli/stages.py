@@ -14,24 +14,35 @@ from pydantic_core import PydanticUndefined
 from hybridsnn.artifacts import MANIFEST, Artifact, check_name
 from hybridsnn.cli.console import tell
 from hybridsnn.cli.options import Where, where_and_how
-from hybridsnn.config import Choice, resolve
+from hybridsnn.config import Choice, StageConfig, resolve, yaml_value
 from hybridsnn.errors import ConfigError
+from hybridsnn.options import taken
 
 if TYPE_CHECKING:
     from hybridsnn.stages.base import Stage
 
 
 class Setting(click.Option):
-    """An option that is a setting of the stage and part of the result's identity."""
+    """An option that is a setting of the stage and part of the result's identity.
+
+    Attributes:
+        section: of the help.
+    """
+
+    section: str = "Settings"
 
 
 class StageCommand(click.Command):
-    """Its help lists the settings of the stage apart from the options that all stages share."""
+    """Its help lists settings of the stage, those of each rule or balancer, and options of all stages apart."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        records = [(param, param.get_help_record(ctx)) for param in self.get_params(ctx)]
-        for title, wanted in (("Settings", True), ("Run options", False)):
-            rows = [record for param, record in records if record and isinstance(param, Setting) is wanted]
+        sections: dict[str, list[tuple[str, str]]] = {Setting.section: []}
+        shared: list[tuple[str, str]] = []
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                rows = sections.setdefault(param.section, []) if isinstance(param, Setting) else shared
+                rows.append(record)
+        for title, rows in (*sections.items(), ("Run options", shared)):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
@@ -44,42 +55,83 @@ class OneOf(click.Choice):
         return value
 
 
+class InYAML(click.ParamType):
+    """A value of any other type, written as in a recipe."""
+
+    name = "yaml"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return yaml_value(value, param.opts[0] if param else self.name) if isinstance(value, str) else value
+
+
 def _parameter_type(annotation: Any, metadata: Iterable[Any] = ()) -> click.ParamType:
     """The type of the option for a setting of this type."""
     for mark in metadata:
         if isinstance(mark, Choice):
-            return OneOf(sorted(mark.registry))
+            return OneOf(sorted(mark.names))
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _parameter_type(arguments[0], arguments[1:])
     if origin is Literal:
         return OneOf([str(choice) for choice in arguments])
     if origin in (Union, types.UnionType):
-        (present,) = (argument for argument in arguments if argument is not type(None))
-        return _parameter_type(present)
+        present = [argument for argument in arguments if argument is not type(None)]
+        return _parameter_type(present[0]) if len(present) == 1 else InYAML()
     simple: dict[Any, click.ParamType] = {
         int: click.INT,
         float: click.FLOAT,
+        bool: click.BOOL,
         str: click.STRING,
         Path: click.Path(path_type=Path),
     }
-    return simple[annotation]
+    return simple.get(annotation, InYAML())
 
 
-def _setting(name: str, field: FieldInfo) -> Setting:
-    """The option for one field of a stage's settings."""
-    kebab = name.replace("_", "-")
-    default = field.get_default(call_default_factory=True)
-    required = default is PydanticUndefined
-    flag = field.annotation in (bool, bool | None)
-    return Setting(
+def _common_type(fields: Iterable[FieldInfo]) -> click.ParamType:
+    """How to write what is a setting of several, each with its own type or choices."""
+    first, *others = (_parameter_type(field.annotation, field.metadata) for field in fields)
+    for other in others:
+        if isinstance(first, OneOf) and isinstance(other, OneOf):
+            first = OneOf(sorted({*first.choices, *other.choices}))
+        elif type(first) is not type(other):
+            return InYAML()
+    return first
+
+
+def _setting(name: str, fields: Sequence[FieldInfo], section: str = Setting.section, chooser: str = "") -> Setting:
+    """The option for one setting, or for the option of this name that several choices have.
+
+    Args:
+        chooser: the setting that says whose option it is; empty for a setting that is always there.
+    """
+    kebab, typed = name.replace("_", "-"), _common_type(fields)
+    defaults = [field.get_default(call_default_factory=True) for field in fields]
+    default, required = defaults[0], PydanticUndefined in defaults
+    shown: bool | str = default not in (PydanticUndefined, None, "", (), {})
+    if any(other != default for other in defaults):
+        default, shown = None, f"depends on --{chooser}"
+    flag = isinstance(typed, click.types.BoolParamType)
+    setting = Setting(
         [f"--{kebab}/--no-{kebab}" if flag else f"--{kebab}", name],
-        type=None if flag else _parameter_type(field.annotation, field.metadata),
-        required=required,
+        type=None if flag else typed,
+        required=required and not chooser,
         default=None if required else default,
-        show_default=default not in (PydanticUndefined, None, "", (), {}),
-        help=field.description,
+        show_default=shown,
+        help=" Or: ".join(dict.fromkeys(field.description for field in fields if field.description)),
     )
+    setting.section = section
+    return setting
+
+
+def _settings(config: type[StageConfig]) -> list[Setting]:
+    """All settings of a stage, and then the options of what can be chosen, together where they belong to the same."""
+    settings = [_setting(name, [field]) for name, field in config.model_fields.items()]
+    everything = {choice for fields in config.options().values() for choice in fields}
+    options = []
+    for name, fields in config.options().items():
+        section = f"For --{config.chooser} {', '.join(fields)}" if len(fields) < len(everything) else Setting.section
+        options.append(_setting(name, [*fields.values()], section, config.chooser))
+    return settings + options
 
 
 def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Command:
@@ -140,7 +192,13 @@ def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comman
         f"\b\nExample:\n    {stage.example}" if stage.example else "",
     ]
     made = click.command(stage.name, cls=StageCommand, help="\n\n".join(filter(None, paragraphs)))(command)
-    made.params[:0] = [_setting(field_name, field) for field_name, field in stage.config.model_fields.items()]
+    settings = _settings(stage.config)
+    names = {word for param in made.params for word in (param.name, *param.opts)} | {"--help", "where", "ctx"}
+    for setting in settings:
+        if not names.isdisjoint(own := {setting.name, *setting.opts}):
+            raise taken(stage.name, str(setting.name))
+        names |= own
+    made.params[:0] = settings
     return made
 
 

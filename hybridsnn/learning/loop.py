@@ -14,8 +14,8 @@ from torch import nn
 from hybridsnn.batch import Batch
 from hybridsnn.checkpoint import SAVE_EVERY
 from hybridsnn.errors import ConfigError, OutOfTimeError
-from hybridsnn.learning.bptt import LearningRule
 from hybridsnn.learning.optimisation import Optimisation, OwnRate
+from hybridsnn.learning.rules.base import LearningRule
 from hybridsnn.learning.training_state import (
     TrainingState,
     optimiser_tensors,

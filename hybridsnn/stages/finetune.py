@@ -1,9 +1,9 @@
 """`finetune`: train a spiking network further, through time."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, ClassVar, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from hybridsnn.batch import Batch
@@ -12,18 +12,18 @@ from hybridsnn.data import AUGMENTATIONS
 from hybridsnn.encoders import Frames
 from hybridsnn.evaluation.accuracy import snn_accuracy
 from hybridsnn.evaluation.measurement import evaluate
-from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, Options, OwnRate, seed_of
+from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, OwnRate, seed_of
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import SharedDropout
+from hybridsnn.options import OptionSettings
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_again
 from hybridsnn.stages.networks import load_network, save_network
 from hybridsnn.stages.training import SPIKES, TrainingSettings, train
-from hybridsnn.surrogates import SURROGATES
 
 
-class FinetuneConfig(TrainingSettings):
+class FinetuneConfig(TrainingSettings, OptionSettings):
     """Starts from a converted or tuned network and keeps the weights, those it began with
     included, that are best on validation images.
 
@@ -31,79 +31,27 @@ class FinetuneConfig(TrainingSettings):
     was when the same command is given again, and ends with the same weights.
     """
 
+    chooser: ClassVar[str] = "method"
+
     method: Annotated[str, Choice(RULES, "method")] = Field("stdb", description="Learning rule.")
-    timesteps: int | None = Field(None, gt=0, description="Time steps T; unset: those of the network.")
+    timesteps: int | None = Field(None, gt=0, description="Number of time steps T; unset: that of the network.")
     optimizer: Annotated[str, Choice(OPTIMISERS, "optimizer")] = Field("adam", description="Optimiser.")
     learning_rate: float = Field(1e-4, gt=0, description="At the start of the schedule.")
-    surrogate: Annotated[str, Choice(SURROGATES, "surrogate")] | None = Field(
-        None, description="Of the derivative of a spike; unset: the method's own."
+    threshold_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of thresholds, where they learn; unset: that of the weights."
     )
-    loss: Literal["current", "readout"] = Field(
-        "current",
-        description="Of a step, for methods with a loss at every step: of what flows into the readout at that step, "
-        "or of what the readout has accumulated, which suits converted networks.",
+    leak_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of leaks, where they learn; unset: that of the weights."
     )
-    backward_steps: int | None = Field(
-        None, gt=0, description="For sltt: steps, drawn anew for each batch, that have a backward pass; unset: all."
-    )
-    memory_budget: float | None = Field(
-        None,
-        gt=0,
-        description="GiB for a training step besides weights, gradients and optimiser, for methods that keep all "
-        "spikes; batch and time are cut into pieces that fit. Unset: time alone, 256 MiB for a chunk or 8 steps.",
-    )
-    learn_thresholds: bool | None = Field(
-        None, description="Train thresholds too (kept above 0 by projection); unset: as the method says."
-    )
-    learn_leaks: bool | None = Field(
-        None, description="Train leaks too (kept in [0, 1] by projection); unset: as the method says."
-    )
-    threshold_learning_rate: float | None = Field(None, gt=0, description="Of thresholds; unset: that of the weights.")
-    leak_learning_rate: float | None = Field(None, gt=0, description="Of leaks; unset: that of the weights.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Probability of dropout; unset: the network's own.")
     augmentation: Annotated[str, Choice(AUGMENTATIONS, "augmentation")] | None = Field(
         None, description="Random changes to training images; unset: as for the ANN."
     )
     seed: int = Field(0, ge=0, description="Seed of everything random.")
 
-    @model_validator(mode="after")
-    def _fits_method(self) -> Self:
-        rule = RULES[self.method]
-        if self.surrogate is not None and self.surrogate not in rule.surrogates:
-            raise ValueError(
-                f"'{self.method}' has no surrogate '{self.surrogate}'; allowed: {', '.join(rule.surrogates)}"
-            )
-        if self.backward_steps is not None and not rule.some_steps:
-            able = ", ".join(name for name, entry in RULES.items() if entry.some_steps)
-            raise ValueError(f"backward_steps is for {able}, not for '{self.method}'; leave it out")
-        if self.memory_budget is not None and not rule.keeps_spikes:
-            able = ", ".join(name for name, entry in RULES.items() if entry.keeps_spikes)
-            raise ValueError(f"memory_budget is for {able}, not for '{self.method}'; leave it out")
-        if self.loss != "current" and not rule.loss_per_step:
-            raise ValueError(f"loss is for methods with a loss at every step, not for '{self.method}'; leave it out")
-        for what, asked, says in (
-            ("thresholds", self.learn_thresholds, rule.thresholds),
-            ("leaks", self.learn_leaks, rule.leaks),
-        ):
-            if None not in (asked, says) and asked != says:
-                raise ValueError(
-                    f"'{self.method}' {'learns' if says else 'does not learn'} {what}; "
-                    f"leave learn_{what} out, or choose another method"
-                )
-        return self
-
-    def learns(self, what: Literal["thresholds", "leaks"]) -> bool:
-        """Whether thresholds or leaks learn."""
-        return bool(getattr(self, f"learn_{what}") or getattr(RULES[self.method], what))
-
     def rule(self) -> LearningRule:
-        """The learning rule."""
-        entry = RULES[self.method]
-        surrogate = SURROGATES[self.surrogate or entry.surrogates[0]]
-        budget = None if self.memory_budget is None else int(self.memory_budget * 2**30)
-        return entry.build(
-            Options(surrogate, self.backward_steps, readout_loss=self.loss == "readout", memory_budget=budget)
-        )
+        """The learning rule with its options."""
+        return cast(LearningRule, self.chosen())
 
 
 def run(work: Work) -> None:
@@ -114,18 +62,18 @@ def run(work: Work) -> None:
     model = cast(SpikingModel, loaded)
     spiking = description.spiking
     assert spiking is not None  # the parent is an snn
-    timesteps = config.timesteps or spiking.timesteps
+    timesteps, rule = config.timesteps or spiking.timesteps, config.rule()
     images = open_again(description, work).on(fabric.device)
 
     own_rates = [
         OwnRate(parameters, config.learning_rate if rate is None else rate)
         for learns, rate, parameters in (
             (
-                config.learns("thresholds"),
+                rule.learns_thresholds,
                 config.threshold_learning_rate,
                 [neuron.threshold for neuron in model.neurons.values()],
             ),
-            (config.learns("leaks"), config.leak_learning_rate, [neuron.leak for neuron in model.neurons.values()]),
+            (rule.learns_leaks, config.leak_learning_rate, [neuron.leak for neuron in model.neurons.values()]),
         )
         if learns
     ]
@@ -156,7 +104,7 @@ def run(work: Work) -> None:
         work,
         fabric,
         model,
-        config.rule(),
+        rule,
         config,
         images,
         seed=config.seed,

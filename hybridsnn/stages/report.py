@@ -90,7 +90,7 @@ def _provenance(artifact: Artifact, names: Mapping[Path, str], stages: Mapping[s
 def _chosen(artifact: Artifact, stages: Mapping[str, Stage]) -> dict[str, str]:
     """The settings, as text, whose values are not the defaults that their stage has today."""
     stage = stages.get(artifact.manifest.stage)
-    fields = stage.config.model_fields if stage is not None else {}
+    fields = stage.config.completed(artifact.config()).model_fields if stage is not None else {}
     defaults = {
         name: to_jsonable_python(field.get_default(call_default_factory=True))
         for name, field in fields.items()

@@ -1,56 +1,46 @@
-"""STOP: errors back through space at one step, traces forward through time; memory does not grow with time."""
+"""Errors back through space at one step, traces forward through time: what stop, osstop, ottt and sltt share."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from hybridsnn.encoders import Frames, constant_in_time
-from hybridsnn.errors import ConfigError
-from hybridsnn.learning.bptt import Backward
+from hybridsnn.learning.rules.base import SURROGATE, Backward, SurrogateGradient, SurrogateOfDistance
 from hybridsnn.model import ModelState
 from hybridsnn.program.gradients import Traces
-from hybridsnn.surrogates import Surrogate
 
 
-class ForwardTraces:
+class ForwardTraces(SurrogateGradient):
     """Spatiotemporal orthogonal propagation, and the methods that differ from it in what they leave out.
 
     Weights always learn from traces; thresholds and leaks do where they require gradients. The loss of a run is the
-    mean over its steps of a cross-entropy: of what flows into the readout at that step, or of the readout itself.
+    mean over its steps of a cross-entropy: of what flows into the readout at that step, or of the readout itself. The
+    weights of the readout then learn from a trace too, and what earlier steps brought it counts as given for the other
+    layers. Memory does not grow with time.
 
-    Args:
-        surrogate: of the distance to the threshold.
-        traces: False is SLTT (Meng et al., ICCV 2023): no trace, each step learns from itself alone.
-        readout_loss: take the loss of the readout. Its weights then learn from a trace too, and what earlier steps
-            brought it counts as given for the other layers.
-        backward_steps: how many steps, drawn for each batch, have a backward pass (SLTT-K); None: all.
-        one_shot: OSSTOP: one backward pass at the last step, from the readout that the steps before have filled.
-
-    Raises:
-        ConfigError: if the surrogate needs the time since the last spike.
+    Attributes:
+        traces: whether weights learn from the steps before, too.
+        one_shot: whether only the last step has a loss, that of the readout which the steps before have filled.
     """
 
-    def __init__(
-        self,
-        surrogate: Surrogate,
-        *,
-        traces: bool = True,
-        readout_loss: bool = False,
-        backward_steps: int | None = None,
-        one_shot: bool = False,
-    ):
-        if not surrogate.needs_membrane:
-            raise ConfigError(f"surrogate: got '{surrogate.name}', must be one of the distance to the threshold")
-        self.surrogate, self.traces, self.readout_loss = surrogate, traces, readout_loss
-        self.backward_steps, self.one_shot = backward_steps, one_shot
+    traces: ClassVar[bool] = True
+    one_shot: ClassVar[bool] = False
+
+    surrogate: SurrogateOfDistance = Field("exponential", description=SURROGATE)
+
+    @property
+    def readout_loss(self) -> bool:
+        """Whether the loss of a step is that of the readout, not of what flows into it at the step."""
+        return False
 
     def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
-        """See `LearningRule.step`."""
+        """See `LearningRule.step`; `backward` is called at each step that learns."""
         timesteps = len(inputs)
         gradient = Traces(
-            self.surrogate,
+            self.spike_derivative,
             timesteps,
             traces=self.traces,
             readout_leak=model.readout_leak if self.readout_loss else 0.0,
@@ -74,8 +64,5 @@ class ForwardTraces:
         return total, state.readout.to(dtype)
 
     def _learning_steps(self, timesteps: int) -> set[int]:
-        if self.one_shot:
-            return {timesteps - 1}
-        if self.backward_steps is None or self.backward_steps >= timesteps:
-            return set(range(timesteps))
-        return set(torch.randperm(timesteps)[: self.backward_steps].tolist())
+        """The steps that have a backward pass."""
+        return {timesteps - 1} if self.one_shot else set(range(timesteps))

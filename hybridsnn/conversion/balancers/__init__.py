@@ -1,0 +1,14 @@
+"""What sets thresholds, by name, one file each; a balancer's fields are its options."""
+
+from hybridsnn.conversion.balancers.activation_maximum import ActivationMaximum
+from hybridsnn.conversion.balancers.base import Balancer
+from hybridsnn.conversion.balancers.constant import Constant
+from hybridsnn.conversion.balancers.maximum_current import MaximumCurrent
+from hybridsnn.conversion.balancers.percentile import Percentile
+
+BALANCERS: dict[str, type[Balancer]] = {
+    "max": MaximumCurrent,
+    "activation-max": ActivationMaximum,
+    "percentile": Percentile,
+    "constant": Constant,
+}
