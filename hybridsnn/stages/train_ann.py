@@ -37,7 +37,7 @@ class TrainConfig(TrainingSettings, NetworkSettings):
     from-scratch control.
     """
 
-    epochs: int = Field(30, ge=0, description="How often the training images are seen; 0: leave untrained.")
+    epochs: int = Field(30, ge=0, description="Number of epochs; 0: leave untrained.")
 
 
 def run(work: Work) -> None:
