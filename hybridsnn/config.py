@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
@@ -64,9 +64,9 @@ class Choice:
         fits: which of the entries can be chosen here.
     """
 
-    registry: Mapping[str, Any]
+    registry: Mapping[str, Any] = field(repr=False)
     what: str = "name"
-    fits: Callable[[Any], bool] = lambda entry: True
+    fits: Callable[[Any], bool] = field(default=lambda entry: True, repr=False)
 
     @property
     def names(self) -> list[str]:

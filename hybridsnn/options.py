@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar, Self, cast
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from hybridsnn.config import StageConfig, choice_of, problems
@@ -27,13 +27,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _in_one_line(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def __init__(self, **options: Any) -> None:
         try:
-            return handler(values)
+            super().__init__(**options)
         except ValidationError as error:
-            where, names = cls.__name__, list(cls.model_fields)
+            where, names = type(self).__name__, list(type(self).model_fields)
             raise problems(error, where, lambda name: unknown(where, name, names)) from None
 
 
@@ -71,7 +69,8 @@ class OptionSettings(StageConfig):
         if isinstance(choice, str) and choice in entries:
             return cast(type[Self], _completed(cls, choice, entries[choice]))
         # The choice will be refused, and what else is wrong is told with it.
-        return cast(type[Self], _with(cls, {name: next(iter(of.values())) for name, of in cls.options().items()}))
+        given = {name: next(iter(of.values())) for name, of in cls.options().items() if name in values}
+        return cast(type[Self], _with(cls, given))
 
     @classmethod
     def unknown_setting(cls, name: str, where: str) -> ConfigError:

@@ -310,6 +310,7 @@ def test_the_report_gathers_evaluations(run: Path) -> None:
         assert name in page
         assert name in report.file("accuracy.csv").read_text()
     assert "<dt>width</dt><dd>0.25</dd>" in page and "<dt>momentum</dt>" not in page  # chosen, and a default
+    assert "<dt>surrogate</dt>" not in page and "<dt>memory_budget</dt>" not in page  # defaults of the method
 
 
 def test_the_report_tells_networks_of_several_runs_apart(run: Path, tmp_path: Path) -> None:
