@@ -81,7 +81,7 @@ def run_command(
 
 
 def _telling(environment: "Environment") -> dict[str, Any]:
-    """What a run calls before and after each step."""
+    """The callbacks of a run before and after each step."""
 
     def starting(planned: "Planned") -> None:
         if planned.status != "current":
@@ -188,4 +188,4 @@ def results_command(folder: Path) -> None:
 
     text, numbers = page(folder)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    click.echo(f"{numbers} numbers traced; {folder / 'README.md'}")
+    click.echo(f"{numbers} numbers verified; {folder / 'README.md'}")
