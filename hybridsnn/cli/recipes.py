@@ -51,7 +51,7 @@ def run_command(
     preset: str,
     where: Where,
 ) -> None:
-    """Run the stages of a recipe whose artifacts are missing or out of date.
+    """Run a recipe: the stages whose artifacts are not current.
 
     \b
     Example:
@@ -175,9 +175,9 @@ def table_command(
 @click.command("results")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def results_command(folder: Path) -> None:
-    """Verify every number of the tables in FOLDER, and write FOLDER/README.md.
+    """Verify every number of the tables in FOLDER.
 
-    A number must be in the metrics of an evaluation, whose hash is in its manifest, as are the hashes of what it was
+    Writes the tables to FOLDER/README.md. A number must be in the metrics of an evaluation, whose hash is in its manifest, as are the hashes of what it was
     made from, and so on back to the first training. The command fails at a number for which this does not hold.
 
     \b

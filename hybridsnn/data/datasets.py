@@ -217,7 +217,7 @@ DATASETS: dict[str, DataSet] = {
                 32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR100)),
         DataSet("imagefolder", "your own images in train/<class>/* and test/<class>/* or val/<class>/*",
                 None, COLOUR_HALF, COLOUR_HALF, "crop-flip", _image_folder),
-        DataSet("imagenet", "ImageNet unpacked as train/<class>/* and val/<class>/*, resized to 256, seen at 224",
+        DataSet("imagenet", "ImageNet unpacked as train/<class>/* and val/<class>/*, resized to 256, cropped to 224",
                 224, IMAGENET_MEAN, IMAGENET_STD, "resized-crop-flip", _imagenet, margin=256 / 224),
         DataSet("nmnist", "70,000 digits, event camera, 34 x 34, 10 classes; through tonic",
                 34, NO_EVENTS, TWO_EVENTS, "shift", _recorded(NMNIST), frames=10),

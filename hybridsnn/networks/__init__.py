@@ -91,7 +91,7 @@ def _vgg(name: str, hidden: int) -> Network:
         )
 
     layers = [str(entry) for entry in plan]
-    summary = f"hybrid paper: {' '.join(layers)}, linear {hidden}-{hidden}"
+    summary = f"hybrid paper: convolutions {' '.join(layers)} (A: average pool), linear layers {hidden}-{hidden}"
     return Network(summary, build, 2 ** plan.count(POOL))
 
 
