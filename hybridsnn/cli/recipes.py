@@ -177,8 +177,9 @@ def table_command(
 def results_command(folder: Path) -> None:
     """Verify every number of the tables in FOLDER.
 
-    Writes the tables to FOLDER/README.md. A number must be in the metrics of an evaluation, whose hash is in its manifest, as are the hashes of what it was
-    made from, and so on back to the first training. The command fails at a number for which this does not hold.
+    Writes the tables to FOLDER/README.md. A number must be in the metrics of an evaluation, whose hash is in its
+    manifest, as are the hashes of what it was made from, and so on back to the first training. The command fails at a
+    number for which this does not hold.
 
     \b
     Example:
