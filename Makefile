@@ -91,7 +91,7 @@ test: $(BIN)/.installed-test  ## check style and types, and run the tests
 	$(BIN)/ruff check hybridsnn tests benchmarks
 	$(BIN)/ruff format --check hybridsnn tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(BIN)/.installed-test  ## style and types only
 	$(BIN)/ruff check hybridsnn tests benchmarks

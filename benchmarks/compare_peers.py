@@ -169,7 +169,7 @@ def against_peers(comparison: Comparison, peers: list[str]) -> None:
     frames, labels, fabric = specimen.frames, specimen.labels, setting.fabric
     networks: dict[str, Any] = {OURS: specimen.model, **{peer: PEERS[peer].build(specimen.model) for peer in peers}}
     wrapped: dict[str, Any] = {name: fabric.setup_module(network) for name, network in networks.items()}
-    wrapped[OURS].mark_forward_method("currents")  # a rule calls it, and it must run at the precision asked for
+    wrapped[OURS].mark_forward_method("run")  # a rule calls it, and it must run at the precision asked for
 
     def simulation(name: str) -> Callable[[], object]:
         return torch.no_grad()(lambda: wrapped[name](frames))

@@ -6,8 +6,8 @@ import torch
 from networks import Specimen, chain
 from torch import Tensor
 
-from hybridsnn.model import Observer
 from hybridsnn.neurons import SpikingNeuron
+from hybridsnn.program.run import Observer
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from hybridsnn.errors import ConfigError
 from hybridsnn.kernels.neuron import Surrogate, scan
 
 NEVER = 1000  # a neuron that has not fired yet counts as having fired this many steps before the first (STDB)
-SMALLEST_THRESHOLD = 1e-3  # what a learned threshold is kept above
+SMALLEST_THRESHOLD = 1e-3  # the lower bound of a learned threshold
 RESETS = {"soft": "subtract the threshold", "hard": "set the membrane to 0"}
 
 
@@ -31,7 +31,7 @@ class SpikingNeuron(TemporalModule):
         shape: of the thresholds: `()` for one per layer, `(channels,)`, or the sample's shape for one per neuron.
             The leak is one per layer.
         reset: "soft" or "hard".
-        initial_potential: the membrane before the first step, in units of the threshold.
+        initial_potential: initial membrane potential, as a fraction of the threshold.
         kernel: how to run the scan, see `hybridsnn.kernels.neuron.KERNELS`.
 
     Raises:
@@ -105,7 +105,7 @@ class SpikingNeuron(TemporalModule):
 
 
 class SharedDropout(TemporalModule):
-    """Dropout with one mask per sample, kept for all time steps: a synapse is out for the whole run or not at all.
+    """Dropout with one mask per sample, kept for all time steps.
 
     Args:
         probability: of a value being dropped, in [0, 1).

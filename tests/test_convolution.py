@@ -1,6 +1,7 @@
 """Convolutions by minimal filtering, against PyTorch's own in double precision."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -87,33 +88,44 @@ def torch_gradients(inputs: Tensor, weight: Tensor, errors: Tensor) -> tuple[Ten
     return of_inputs, of_weight
 
 
-def assert_close(ours: Tensor, expected: Tensor, tiling: Tiling) -> None:
-    assert ours.dtype == torch.float32
-    assert ours.shape == expected.shape
-    assert (ours - expected).abs().max() <= ERROR[tiling] * expected.abs().max()
+def assert_close(ours: Tensor, expected: Tensor, tiling: Tiling, what: object = "") -> None:
+    assert ours.dtype == torch.float32, what
+    assert ours.shape == expected.shape, what
+    assert (ours - expected).abs().max() <= ERROR[tiling] * expected.abs().max(), what
 
 
-@BOTH
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_torch(shape: tuple[int, ...], memory: str, tiling: Tiling) -> None:
+def check(shape: tuple[int, ...], memory: str, tiling: Tiling) -> None:
+    """Results are PyTorch's; pictures come channels-last, the gradient of the weight lies in memory as the weight."""
+    what = shape, memory
     inputs, weight, bias, errors = tensors(shape, memory)
     transformed = transform_weight(weight, tiling)
-    gradient = WeightGradient(weight, tiling)
-    gradient.add(inputs, errors)
     of_inputs, of_weight = torch_gradients(inputs, weight, errors)
     without_bias = F.conv2d(inputs.double(), weight.double(), padding=1)
-    assert_close(forward(inputs, transformed), without_bias, tiling)
-    assert_close(forward(inputs, transformed, bias), without_bias + bias.double()[:, None, None], tiling)
-    assert_close(input_gradient(errors, transformed), of_inputs, tiling)
-    assert_close(gradient.result(), of_weight, tiling)
+    outputs, gradient = forward(inputs, transformed, bias), input_gradient(errors, transformed)
+    assert_close(forward(inputs, transformed), without_bias, tiling, what)
+    assert_close(outputs, without_bias + bias.double()[:, None, None], tiling, what)
+    assert_close(gradient, of_inputs, tiling, what)
+    apart, together = WeightGradient(weight, tiling), WeightGradient(weight, tiling)
+    apart.add(inputs, errors)
+    assert_close(apart.result(), of_weight, tiling, what)
+    assert apart.result().stride() == weight.stride(), what
+    passed = together.add_and_pass(inputs, errors, transformed)
+    assert torch.equal(passed, gradient) and torch.equal(together.result(), apart.result()), what
+    for pictures in (outputs, gradient, passed):
+        assert pictures.is_contiguous(memory_format=torch.channels_last), what
 
 
 @BOTH
-@pytest.mark.parametrize("shape", SHAPES[:9])
+def test_agrees_with_torch(tiling: Tiling) -> None:
+    for shape, memory in product(SHAPES, MEMORY):
+        check(shape, memory, tiling)
+
+
+@BOTH
 @pytest.mark.usefixtures("two_threads")
-def test_on_two_threads(shape: tuple[int, ...], tiling: Tiling) -> None:
-    test_agrees_with_torch(shape, "channels-last", tiling)
+def test_on_two_threads(tiling: Tiling) -> None:
+    for shape in SHAPES[:9]:
+        check(shape, "channels-last", tiling)
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
@@ -145,58 +157,30 @@ def test_a_few_pictures_at_a_time(
     assert_close(gradient.result(), of_weight, tiling)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_small_integers_are_exact(shape: tuple[int, ...]) -> None:
+def test_small_integers_are_exact() -> None:
     """With small tiles, every value on the way is a small multiple of a quarter, and float32 holds it."""
-    inputs, weight, bias, errors = tensors(shape, "channels-last", integers=True)
-    transformed = transform_weight(weight, SMALL)
-    gradient = WeightGradient(weight, SMALL)
-    gradient.add(inputs, errors)
-    of_inputs, of_weight = torch_gradients(inputs, weight, errors)
-    outputs = F.conv2d(inputs.double(), weight.double(), bias.double(), padding=1)
-    assert torch.equal(forward(inputs, transformed, bias).double(), outputs)
-    assert torch.equal(input_gradient(errors, transformed).double(), of_inputs)
-    assert torch.equal(gradient.result().double(), of_weight)
+    for shape in SHAPES:
+        inputs, weight, bias, errors = tensors(shape, "channels-last", integers=True)
+        transformed = transform_weight(weight, SMALL)
+        gradient = WeightGradient(weight, SMALL)
+        gradient.add(inputs, errors)
+        of_inputs, of_weight = torch_gradients(inputs, weight, errors)
+        outputs = F.conv2d(inputs.double(), weight.double(), bias.double(), padding=1)
+        assert torch.equal(forward(inputs, transformed, bias).double(), outputs), shape
+        assert torch.equal(input_gradient(errors, transformed).double(), of_inputs), shape
+        assert torch.equal(gradient.result().double(), of_weight), shape
 
 
 @BOTH
-@pytest.mark.parametrize("shape", SHAPES)
-def test_steps_add_up(shape: tuple[int, ...], tiling: Tiling) -> None:
-    _, weight, _, _ = tensors(shape, "channels-last")
-    gradient, expected = WeightGradient(weight, tiling), torch.zeros_like(weight, dtype=torch.float64)
-    for step in range(1, 4):
-        inputs, _, _, errors = tensors(shape, "channels-last")
-        gradient.add(step * inputs, errors.roll(step, 0))
-        expected += torch_gradients(step * inputs, weight, errors.roll(step, 0))[1]
-        assert_close(gradient.result(), expected, tiling)
-
-
-@BOTH
-@pytest.mark.parametrize("shape", SHAPES)
-def test_add_and_pass_is_both_in_one(shape: tuple[int, ...], tiling: Tiling) -> None:
-    inputs, weight, _, errors = tensors(shape, "channels-last")
-    transformed = transform_weight(weight, tiling)
-    apart, together = WeightGradient(weight, tiling), WeightGradient(weight, tiling)
-    apart.add(inputs, errors)
-    assert torch.equal(together.add_and_pass(inputs, errors, transformed), input_gradient(errors, transformed))
-    assert torch.equal(together.result(), apart.result())
-
-
-@BOTH
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_memory_formats(shape: tuple[int, ...], memory: str, tiling: Tiling) -> None:
-    """Pictures come channels-last; the gradient of the weight lies like the weight."""
-    inputs, weight, bias, errors = tensors(shape, memory)
-    transformed = transform_weight(weight, tiling)
-    gradient = WeightGradient(weight, tiling)
-    for pictures in (
-        forward(inputs, transformed, bias),
-        input_gradient(errors, transformed),
-        gradient.add_and_pass(inputs, errors, transformed),
-    ):
-        assert pictures.is_contiguous(memory_format=torch.channels_last)
-    assert gradient.result().stride() == weight.stride()
+def test_steps_add_up(tiling: Tiling) -> None:
+    for shape in SHAPES:
+        _, weight, _, _ = tensors(shape, "channels-last")
+        gradient, expected = WeightGradient(weight, tiling), torch.zeros_like(weight, dtype=torch.float64)
+        for step in range(1, 4):
+            inputs, _, _, errors = tensors(shape, "channels-last")
+            gradient.add(step * inputs, errors.roll(step, 0))
+            expected += torch_gradients(step * inputs, weight, errors.roll(step, 0))[1]
+            assert_close(gradient.result(), expected, tiling, shape)
 
 
 @BOTH

@@ -1,8 +1,10 @@
 """The neuron scan: its definition against a loop over single neurons, every kernel against its definition."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,36 +136,43 @@ def test_the_definition_is_the_equations(surrogate: str, reset: str) -> None:
     np.testing.assert_allclose(results["gradient of leak"], leak_gradient, atol=1e-12)
 
 
+def pairs(first: Iterable[Any], second: Iterable[Any], turn: int) -> list[tuple[Any, Any]]:
+    """All pairs, a different one first in each turn: several turns, of which each uses some, use all of them."""
+    every = list(product(first, second))
+    return every[turn % len(every) :] + every[: turn % len(every)]
+
+
 @pytest.mark.parametrize("surrogate", [None, *SURROGATES])
 @pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("kernel", HERE)
-def test_every_kernel_is_the_definition(
-    kernel: str, granularity: str, memory: str, reset: str, surrogate: str | None
-) -> None:
-    """From a state in the middle of a run, over odd sizes and both sides of a block's boundary."""
-    for shape in SHAPES:
+def test_every_kernel_is_the_definition(reset: str, surrogate: str | None) -> None:
+    """From a state in the middle of a run, over odd sizes and both sides of a block's boundary.
+
+    Each shape meets each granularity in each order of memory in one of the ten tests.
+    """
+    chosen = None if surrogate is None else SURROGATES[surrogate]
+    turn = 2 * [None, *SURROGATES].index(surrogate) + list(RESETS).index(reset)
+    for shape, (granularity, memory) in zip(SHAPES, pairs(GRANULARITIES, MEMORY, turn), strict=False):
         case = Case.random(shape, granularity, memory)
-        chosen = None if surrogate is None else SURROGATES[surrogate]
-        expected, got = case.run("definition", reset, chosen), case.run(kernel, reset, chosen)
-        assert got.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(
-                got[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, n=name, s=shape: f"{n} of {s}: {text}"
-            )
-        assert got["final since_spike"].dtype == torch.int32
-        assert set(got["spikes"].unique().tolist()) <= {0.0, 1.0}
+        expected = case.run("definition", reset, chosen)
+        for kernel in HERE:
+            got = case.run(kernel, reset, chosen)
+            assert got.keys() == expected.keys()
+            what = f"{shape} by {kernel}, {granularity}, {memory}"
+            for name, value in expected.items():
+                torch.testing.assert_close(
+                    got[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, w=f"{name} of {what}": f"{w}: {text}"
+                )
+            assert got["final since_spike"].dtype == torch.int32, what
+            assert set(got["spikes"].unique().tolist()) <= {0.0, 1.0}, what
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("kernel", HERE)
-def test_bits_are_the_spikes(kernel: str, memory: str, dtype: torch.dtype, overwrite: bool) -> None:
+def test_bits_are_the_spikes(kernel: str, dtype: torch.dtype) -> None:
     """In whole bytes, the unused bits 0; in the memory order of the currents, whose memory may be used again."""
-    for shape in [*SHAPES, (8, 1, 5), (17, 2, 4, 3, 3)]:
-        case = Case.random(shape, "channel", memory)
+    ways = product([*SHAPES, (8, 1, 5), (16, 1, 1), (17, 2, 4, 3, 3)], (False, True))
+    for place, (shape, overwrite) in enumerate(ways):
+        case = Case.random(shape, "channel", MEMORY[place % 3])  # both ways with each, but not for each shape
         current = case.current.to(dtype)  # stays constant in time in memory too
         wide = torch.promote_types(dtype, torch.float32)
         inputs = (case.threshold.to(wide), case.leak.to(wide), case.membrane.to(wide), case.since_spike, False)
@@ -203,36 +212,38 @@ def test_clocks_go_back_as_they_went(kernel: str, rate: float) -> None:
         assert before.dtype == torch.int32 and torch.equal(before, clocks[place])
 
 
-@pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("shape", ["spike-time", "triangle", "exponential"])
 @pytest.mark.parametrize("kernel", HERE)
-def test_every_kernel_knows_surrogates_of_a_user_s_own(kernel: str, shape: str, relative: bool) -> None:
-    surrogate = Surrogate("own", "", shape, height=0.7, decay=0.1, relative=relative)
+def test_every_kernel_knows_surrogates_of_a_user_s_own(kernel: str) -> None:
     case = Case.random(SHAPES[0], "channel", "contiguous")
-    expected, got = case.run("definition", "soft", surrogate), case.run(kernel, "soft", surrogate)
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10)
+    for shape, relative in product(("spike-time", "triangle", "exponential"), (False, True)):
+        surrogate = Surrogate("own", "", shape, height=0.7, decay=0.1, relative=relative)
+        expected, got = case.run("definition", "soft", surrogate), case.run(kernel, "soft", surrogate)
+        for name, value in expected.items():
+            what = f"{name} of {shape}{' relative' * relative}"
+            torch.testing.assert_close(
+                got[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, w=what: f"{w}: {text}"
+            )
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 40003), (2, 3, 5, 61, 67)])
-@pytest.mark.parametrize("threads", [2, 3])
-@pytest.mark.parametrize("kernel", HERE)
-def test_every_kernel_is_the_definition_on_several_threads(kernel: str, threads: int, shape: tuple[int, ...]) -> None:
+def test_every_kernel_is_the_definition_on_several_threads(shape: tuple[int, ...]) -> None:
     case = Case.random(shape, "channel", "channels-last")
     expected = case.run("definition", "soft", SURROGATES["linear"])
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    got = case.run(kernel, "soft", SURROGATES["linear"])
-    torch.set_num_threads(before)
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10)
+    for kernel, threads in product(HERE, (2, 3)):
+        torch.set_num_threads(threads)
+        try:
+            got = case.run(kernel, "soft", SURROGATES["linear"])
+        finally:
+            torch.set_num_threads(before)
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("kernel", HERE)
-def test_spikes_in_single_precision_are_exact_where_sums_are(kernel: str, reset: str, memory: str) -> None:
-    for shape in SHAPES:
+def test_spikes_in_single_precision_are_exact_where_sums_are(kernel: str, reset: str) -> None:
+    for shape, memory in product(SHAPES, MEMORY):
         case = Case.random(shape, "channel", memory)
         for name in ("threshold", "membrane"):
             setattr(case, name, (getattr(case, name) * 256).round() / 256)
@@ -263,25 +274,24 @@ def test_gradients_in_single_precision(kernel: str) -> None:
                 torch.testing.assert_close(narrow[key].double(), value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kernel", HERE)
-def test_charge_is_conserved(kernel: str, shape: tuple[int, ...]) -> None:
+def test_charge_is_conserved(kernel: str) -> None:
     """Soft reset, no leak: what flowed in left with the spikes or is still in the membrane."""
-    case = Case.random(shape, "layer", "contiguous")
-    case.leak = torch.ones((), dtype=torch.float64)
-    results = case.run(kernel, "soft", None)
-    spent = case.threshold * results["spikes"].sum(0) + results["final membrane"] - case.membrane
-    torch.testing.assert_close(case.current.sum(0), spent, rtol=0, atol=1e-12)
+    for shape in SHAPES:
+        case = Case.random(shape, "layer", "contiguous")
+        case.leak = torch.ones((), dtype=torch.float64)
+        results = case.run(kernel, "soft", None)
+        spent = case.threshold * results["spikes"].sum(0) + results["final membrane"] - case.membrane
+        torch.testing.assert_close(case.current.sum(0), spent, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("factor", [2.0**-20, 0.5, 8.0, 2.0**30])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("kernel", HERE)
-def test_a_common_power_of_two_changes_no_spike(kernel: str, reset: str, factor: float) -> None:
+def test_a_common_power_of_two_changes_no_spike(kernel: str, reset: str) -> None:
     """Relative surrogates scale as a derivative must: by one over the factor, for the same gradient into spikes."""
-    relative = {name: surrogate for name, surrogate in SURROGATES.items() if surrogate.relative}
+    relative = [surrogate for surrogate in SURROGATES.values() if surrogate.relative]
     assert relative
-    for surrogate in relative.values():
+    for surrogate, factor in product(relative, (2.0**-20, 0.5, 8.0, 2.0**30)):
         case = Case.random((9, 2, 63), "channel", "contiguous")
         for name in ("current", "threshold", "leak", "membrane"):
             setattr(case, name, getattr(case, name).float())
@@ -319,13 +329,13 @@ def test_the_error_of_a_rate_falls_with_one_over_time() -> None:
     assert -1.1 <= order <= -0.9
 
 
-@pytest.mark.parametrize("timesteps", [1, 4, 7, 32])
 @pytest.mark.parametrize("kernel", HERE)
-def test_half_a_threshold_to_start_with_rounds_the_rate(kernel: str, timesteps: int) -> None:
+def test_half_a_threshold_to_start_with_rounds_the_rate(kernel: str) -> None:
     """The spike count of a constant current z is clip(floor(z T / threshold + 1/2), 0, T), at ties too."""
     currents = torch.arange(-64, 192) / 64
-    expected = (currents.double() * timesteps / 1.5 + 0.5).floor().clamp(0, timesteps)
-    assert torch.equal(counts(currents, 1.5, timesteps, kernel, start=0.75).double(), expected)
+    for timesteps in (1, 4, 7, 32):
+        expected = (currents.double() * timesteps / 1.5 + 0.5).floor().clamp(0, timesteps)
+        assert torch.equal(counts(currents, 1.5, timesteps, kernel, start=0.75).double(), expected)
 
 
 @pytest.mark.parametrize("kernel", HERE)

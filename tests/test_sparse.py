@@ -1,6 +1,7 @@
 """Synapses that cost as much as there are spikes, against PyTorch's own in double precision."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import numba
 import numpy as np
@@ -76,43 +77,43 @@ def assert_close(ours: Tensor, expected: Tensor) -> None:
     assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.usefixtures("threads")
-def test_convolutions_of_spikes_are_exact(shape: tuple[int, ...], memory: str) -> None:
+def test_convolutions_of_spikes_are_exact() -> None:
     """Sums of sixteenths have no rounding, so every bit is known."""
-    batch, channels, outputs, height, width = shape
-    inputs, weight, errors = (
-        each.contiguous(memory_format=MEMORY[memory])
-        for each in (
-            spikes(batch, channels, height, width),
-            sixteenths(outputs, channels, 3, 3),
-            sixteenths(batch, outputs, height, width),
+    for shape, memory in product(SHAPES, MEMORY):
+        batch, channels, outputs, height, width = shape
+        inputs, weight, errors = (
+            each.contiguous(memory_format=MEMORY[memory])
+            for each in (
+                spikes(batch, channels, height, width),
+                sixteenths(outputs, channels, 3, 3),
+                sixteenths(batch, outputs, height, width),
+            )
         )
-    )
-    bias = sixteenths(outputs)
-    expected = F.conv2d(inputs.double(), weight.double(), padding=1)
-    assert torch.equal(convolution(inputs, weight).double(), expected)
-    ours = convolution(inputs, weight, bias)
-    assert torch.equal(ours.double(), expected + bias.double()[:, None, None])
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    gradient = convolution_weight_gradient(inputs, errors)
-    assert torch.equal(gradient.double(), torch_weight_gradient(inputs, errors, (3, 3), (1, 1)))
-    assert gradient.is_contiguous(memory_format=torch.channels_last)
+        bias, what = sixteenths(outputs), (shape, memory)
+        expected = F.conv2d(inputs.double(), weight.double(), padding=1)
+        assert torch.equal(convolution(inputs, weight).double(), expected), what
+        ours = convolution(inputs, weight, bias)
+        assert torch.equal(ours.double(), expected + bias.double()[:, None, None]), what
+        assert ours.is_contiguous(memory_format=torch.channels_last), what
+        gradient = convolution_weight_gradient(inputs, errors)
+        assert torch.equal(gradient.double(), torch_weight_gradient(inputs, errors, (3, 3), (1, 1))), what
+        assert gradient.is_contiguous(memory_format=torch.channels_last), what
 
 
-@pytest.mark.parametrize(("batch", "channels", "outputs"), [(1, 1, 1), (3, 64, 64), (5, 130, 71), (2, 1300, 10)])
 @pytest.mark.usefixtures("threads")
-def test_linear_layers_of_spikes_are_exact(batch: int, channels: int, outputs: int) -> None:
-    inputs, weight, bias = spikes(batch, channels), sixteenths(outputs, channels), sixteenths(outputs)
-    errors, before = sixteenths(batch, outputs), sixteenths(outputs, channels, seed=5)
-    assert torch.equal(linear(inputs, weight).double(), F.linear(inputs.double(), weight.double()))
-    assert torch.equal(linear(inputs, weight, bias).double(), F.linear(inputs.double(), weight.double(), bias.double()))
-    expected = errors.double().t() @ inputs.double()
-    assert torch.equal(linear_weight_gradient(inputs, errors).double(), expected)
-    total = before.clone()
-    assert linear_weight_gradient(inputs, errors, into=total) is total
-    assert torch.equal(total.double(), before.double() + expected)
+def test_linear_layers_of_spikes_are_exact() -> None:
+    for batch, channels, outputs in ((1, 1, 1), (3, 64, 64), (5, 130, 71), (2, 1300, 10)):
+        inputs, weight, bias = spikes(batch, channels), sixteenths(outputs, channels), sixteenths(outputs)
+        errors, before = sixteenths(batch, outputs), sixteenths(outputs, channels, seed=5)
+        plain, what = F.linear(inputs.double(), weight.double()), (batch, channels, outputs)
+        assert torch.equal(linear(inputs, weight).double(), plain), what
+        assert torch.equal(linear(inputs, weight, bias).double(), plain + bias.double()), what
+        expected = errors.double().t() @ inputs.double()
+        assert torch.equal(linear_weight_gradient(inputs, errors).double(), expected), what
+        total = before.clone()
+        assert linear_weight_gradient(inputs, errors, into=total) is total
+        assert torch.equal(total.double(), before.double() + expected), what
 
 
 @pytest.mark.parametrize("rows", [1, 7, 40, 100])
@@ -127,15 +128,16 @@ def test_pieces_of_any_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (5, 1), (4, 4)])
-@pytest.mark.parametrize("padding", [(0, 0), (1, 2), (3, 0), (6, 5)])
-def test_kernels_strides_and_padding(kernel: tuple[int, int], padding: tuple[int, int]) -> None:
-    inputs, weight = spikes(2, 9, 6, 7), sixteenths(10, 9, *kernel)
-    for stride in ((1, 1), (2, 1), (3, 2), (4, 5)):
-        expected = F.conv2d(inputs.double(), weight.double(), stride=stride, padding=padding)
-        assert torch.equal(convolution(inputs, weight, None, stride, padding).double(), expected)
-    errors = sixteenths(*F.conv2d(inputs, weight, padding=padding).shape)
-    expected = torch_weight_gradient(inputs, errors, kernel, padding)
-    assert torch.equal(convolution_weight_gradient(inputs, errors, padding).double(), expected)
+def test_kernels_strides_and_padding(kernel: tuple[int, int]) -> None:
+    for padding in ((0, 0), (1, 2), (3, 0), (6, 5)):
+        inputs, weight = spikes(2, 9, 6, 7), sixteenths(10, 9, *kernel)
+        for stride in ((1, 1), (2, 1), (3, 2), (4, 5)):
+            expected = F.conv2d(inputs.double(), weight.double(), stride=stride, padding=padding)
+            ours = convolution(inputs, weight, None, stride, padding)
+            assert torch.equal(ours.double(), expected), (padding, stride)
+        errors = sixteenths(*F.conv2d(inputs, weight, padding=padding).shape)
+        expected = torch_weight_gradient(inputs, errors, kernel, padding)
+        assert torch.equal(convolution_weight_gradient(inputs, errors, padding).double(), expected), padding
 
 
 @pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 1.0])

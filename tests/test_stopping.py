@@ -130,7 +130,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize(
     ("method", "optimiser"),
-    [(None, "sgd"), (None, "adam"), ("stdb", "adam"), ("stop-wtl", "sgd"), ("sltt", "adamw")],
+    [(None, "adam"), ("stdb", "adam"), ("stop-wtl", "sgd"), ("sltt", "adamw")],
 )
 def test_a_training_that_stops_after_any_batch_ends_the_same(
     method: str | None, optimiser: str, tmp_path: Path
@@ -138,7 +138,7 @@ def test_a_training_that_stops_after_any_batch_ends_the_same(
     """After one of them, or after every one; metrics too, of which some are of the first batch, some sums over all."""
     whole, history = train(method, optimiser, tmp_path / "whole")
     assert {row["metric"] for row in history} >= {"loss", "accuracy", "learning-rate", "peak-live-bytes"}
-    for questions in (1, 3, BATCHES, BATCHES + 1, 2 * BATCHES):
+    for questions in (3, BATCHES, 2 * BATCHES):
         folder = tmp_path / str(questions)
         with pytest.raises(OutOfTimeError):
             train(method, optimiser, folder, time_is_up=Clock(questions))
@@ -302,24 +302,21 @@ def test_a_recipe_stops_between_steps(tmp_path: Path) -> None:
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == made
 
 
-def test_another_process_elsewhere_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_another_process_elsewhere_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`hybridsnn run --time-limit`, then the same command where its folder went; beside a run without a stop."""
     (tmp_path / "short.yaml").write_text(RECIPE)
-
-    def run(place: str, *options: str) -> subprocess.CompletedProcess[str]:
-        program = "from hybridsnn.cli import main; main()"
-        command = [sys.executable, "-c", program, "run", "short.yaml", "--device", "cpu", "--checkpoints", place]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run([*command, *options], cwd=tmp_path, env=one_thread, capture_output=True, text=True)
-
-    stopped = run("here", "--time-limit", "0.001")
-    assert stopped.returncode == 75, stopped.stderr
+    monkeypatch.chdir(tmp_path)
+    command = ["run", "short.yaml", "--device", "cpu", "--checkpoints"]
+    stopped = CliRunner().invoke(command_line, [*command, "here", "--time-limit", "0.00001"])
+    assert stopped.exit_code == 75, stopped.stderr
     last = stopped.stderr.splitlines()[-1]
     assert last.startswith("ann: interrupted in epoch 1 of 2, after batch ") and last.endswith(
         "the same command resumes there"
     )
     shutil.move(tmp_path / "here", tmp_path / "there")
-    resumed = run("there")
+    program = [sys.executable, "-c", "from hybridsnn.cli import main; main()", *command, "there"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    resumed = subprocess.run(program, env=one_thread, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming in epoch 1 of 2, after batch " in resumed.stderr
     recipe = load_recipe(tmp_path / "short.yaml")

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from hybridsnn.conversion import spiking_body
-from hybridsnn.conversion.preparation import BATCH_NORMS
 from hybridsnn.encoders import ENCODERS, Encoder
-from hybridsnn.model import SYNAPSES, SpikingModel
+from hybridsnn.model import SpikingModel
 from hybridsnn.networks.resnet import BasicBlock
+from hybridsnn.program.operations import BATCH_NORMS, SYNAPSES
 
 SHAPE = (2, 8, 8)
 CLASSES = 5

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, fx
 
+from hybridsnn.conversion.activation_scales import apply_thresholds
 from hybridsnn.conversion.balancers import BALANCERS, Balancer, Calibration
 from hybridsnn.conversion.preparation import MAX_POOL_CHOICES
 from hybridsnn.conversion.replacement import GRANULARITIES, for_measuring, spiking_body
-from hybridsnn.conversion.scales import apply_thresholds
 from hybridsnn.neurons import SpikingNeuron
 
 __all__ = [

@@ -3,19 +3,19 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from hybridsnn.batch import time_average
-from hybridsnn.conversion.preparation import module_of
-from hybridsnn.conversion.scales import Scales, thresholds_for_activations
+from hybridsnn.conversion.activation_scales import ActivationScales, thresholds_for_activations
 from hybridsnn.encoders import Encoder
 from hybridsnn.kernels.neuron import Kernel, choose
-from hybridsnn.model import Simulation
-from hybridsnn.neurons import SpikingNeuron, TemporalModule
+from hybridsnn.neurons import SpikingNeuron
+from hybridsnn.program.graph import Node, Program, Segment
+from hybridsnn.program.operations import Role
+from hybridsnn.program.passes import analogue
+from hybridsnn.program.run import currents_of
 
 FRAMES = 512  # how many frames a synapse sees at once while balancing; bounds the memory of the sweep
 CURRENTS = 2**31  # bytes of a layer's currents that are kept from their maximum until they make spikes
@@ -71,31 +71,32 @@ def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str,
     memory until the threshold was known. A true maximum over images and steps: the order of the images does not matter.
     """
     body.eval()
-    scales = Scales(body, calibration.encoder.scale)
-    segments = {
-        node: _segment(body, node) for node in body.graph.nodes if isinstance(module_of(body, node), SpikingNeuron)
-    }
-    last_use = {source: neuron for neuron, segment in segments.items() for source in segment.sources}
+    program = Program(body)
+    scales = ActivationScales(body, calibration.encoder.scale)
+    segments = program.segments
+    last_use = {source: neurons for neurons, segment in segments.items() for source in segment.sources}
     batches = list(calibration.batches(max(1, FRAMES // calibration.timesteps)))
-    trains: dict[fx.Node, list[_SpikeTrain]] = {}
+    trains: dict[Node, list[_SpikeTrain]] = {}
     thresholds = {}
 
-    for node in body.graph.nodes:
-        neuron = module_of(body, node)
+    for node in program.nodes:
+        neuron = node.module
         if not isinstance(neuron, SpikingNeuron):
-            scales.visit(node)
+            scales.visit(node.source)
             continue
         segment = segments[node]
 
-        def current_of(place: int, segment: "_Segment" = segment) -> Tensor:
+        def current_of(place: int, segment: Segment = segment) -> Tensor:
             images, indices = batches[place]
-            return Simulation(segment.graph).simulate(
-                *(
-                    calibration.encoder(images, indices, calibration.timesteps, seed=calibration.seed)
-                    if source.op == "placeholder"
+            return currents_of(
+                program,
+                segment,
+                {
+                    source: calibration.encoder(images, indices, calibration.timesteps, seed=calibration.seed)
+                    if source.role is Role.INPUT
                     else trains[source][place].spikes()
                     for source in segment.sources
-                )
+                },
             )
 
         peaks, kept, room = [], {}, CURRENTS if node in last_use else 0
@@ -106,9 +107,9 @@ def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str,
             if size <= room:
                 kept[place] = current
                 room -= size
-        scales.set_threshold(node, torch.stack(peaks).amax(0))
-        thresholds[str(node.target)] = neuron.threshold.detach().clone()
-        scales.visit(node)
+        scales.set_threshold(node.source, torch.stack(peaks).amax(0))
+        thresholds[node.name] = neuron.threshold.detach().clone()
+        scales.visit(node.source)
         if node in last_use:
             trains[node] = [
                 _SpikeTrain.of(neuron, kept.pop(place) if place in kept else current_of(place))
@@ -117,7 +118,7 @@ def maximum_current(body: fx.GraphModule, calibration: Calibration) -> dict[str,
         for source in segment.sources:
             if last_use[source] is node:
                 trains.pop(source, None)
-        calibration.advance(str(node.target))
+        calibration.advance(node.name)
     return thresholds
 
 
@@ -158,52 +159,19 @@ class _SpikeTrain:
         return self.kernel.unpack(self.bits, self.steps, self.dtype)
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """The part of a body between one layer of neurons and those that drive it."""
+def _observe_activations(
+    body: fx.GraphModule, calibration: Calibration, observe: Callable[[str, Tensor], None]
+) -> None:
+    """Call with the name and the activations `[B, *N]` of each layer, of the ANN that a body came from."""
+    program = Program(body)
 
-    graph: fx.GraphModule
-    sources: tuple[fx.Node, ...]  # neurons, or the network's input
+    def note(node: Node, value: Tensor) -> None:
+        if node.role is Role.NEURON:
+            observe(node.name, value)
 
-
-def _segment(body: fx.GraphModule, neuron: fx.Node) -> _Segment:
-    """What computes a neuron's current from spikes; shares its modules with the body."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    needed: set[fx.Node] = set()
-    pending = list(neuron.all_input_nodes)
-    while pending:
-        node = pending.pop()
-        if node not in needed:
-            needed.add(node)
-            if not (node.op == "placeholder" or isinstance(module_of(body, node), SpikingNeuron)):
-                pending += node.all_input_nodes
-    sources = []
-    for node in body.graph.nodes:
-        if node in needed:
-            if node.op == "placeholder" or isinstance(module_of(body, node), SpikingNeuron):
-                copies[node] = graph.placeholder(node.name)
-                sources.append(node)
-            else:
-                copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[neuron.all_input_nodes[0]])
-    return _Segment(fx.GraphModule(body, graph), tuple(sources))
-
-
-class _AnalogRun(fx.Interpreter):
-    """Runs a spiking body as the ANN it came from: neurons are ReLUs, dropout does nothing."""
-
-    def __init__(self, body: fx.GraphModule, observe: Callable[[str, Tensor], None]):
-        super().__init__(body)
-        self.observe = observe
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        if isinstance(module, SpikingNeuron):
-            activation = functional.relu(args[0])
-            self.observe(target, activation)
-            return activation
-        return args[0] if isinstance(module, TemporalModule) else super().call_module(target, args, kwargs)
+    body.eval()
+    for batch, _ in calibration.batches(FRAMES // 16):
+        analogue(program, time_average(batch), note)
 
 
 @torch.no_grad()
@@ -228,9 +196,7 @@ def percentile_of_activations(body: fx.GraphModule, calibration: Calibration) ->
         kept[name] = rows_so_far.topk(min(limit, rows_so_far.shape[1]), dim=1).values
         positive[name] = positive.get(name, 0) + (rows > 0).sum(1)
 
-    body.eval()
-    for batch, _ in calibration.batches(FRAMES // 16):
-        _AnalogRun(body, observe).run(time_average(batch))
+    _observe_activations(body, calibration, observe)
     activations = {}
     for name, largest in kept.items():
         count = positive[name]
@@ -252,9 +218,7 @@ def maximum_activation(body: fx.GraphModule, calibration: Calibration) -> dict[s
         peak = _largest(activation.unsqueeze(0), per_channel=neurons[name].threshold.dim() == 1)
         activations[name] = torch.maximum(activations[name], peak) if name in activations else peak
 
-    body.eval()
-    for batch, _ in calibration.batches(FRAMES // 16):
-        _AnalogRun(body, observe).run(time_average(batch))
+    _observe_activations(body, calibration, observe)
     for name in activations:
         calibration.advance(name)
     return thresholds_for_activations(body, activations, calibration.encoder.scale)

@@ -1,34 +1,16 @@
 """From any module to a captured graph that can be made spiking: checked, normalised, batch norm folded."""
 
 import copy
-import operator
 from collections.abc import Callable
-from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import fx, nn
 from torch.nn.utils import fusion
 
 from hybridsnn.errors import ConversionError
-from hybridsnn.model import SYNAPSES
+from hybridsnn.program.graph import Program
+from hybridsnn.program.operations import SYNAPSES, Role, is_sum, module_of, operation_of, role_of
+from hybridsnn.program.passes import shapes
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity)
-RELU_CALLS = (functional.relu, functional.relu_, torch.relu, torch.relu_)
-RELU_METHODS = ("relu", "relu_")
-SUMS = (operator.add, operator.iadd, torch.add)
-SUM_METHODS = ("add", "add_")
-# Calls that move or average values and so keep what one unit of a value stands for.
-LINEAR_CALLS = (
-    torch.flatten, torch.reshape, torch.mean, functional.avg_pool2d, functional.adaptive_avg_pool2d,
-    operator.getitem, getattr,
-)  # fmt: skip
-LINEAR_METHODS = ("flatten", "view", "reshape", "mean", "size", "contiguous")
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-MAX_POOL_CALLS = (functional.max_pool2d, functional.max_pool1d, functional.max_pool3d)
 MAX_POOL_CHOICES = {
     "refuse": "a network with max pools is not converted",
     "any-spike": "a window passes a spike whenever one of its neurons fires; accurate only after fine-tuning",
@@ -74,18 +56,6 @@ def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str =
     return body
 
 
-def module_of(body: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module that a node calls, None for other nodes."""
-    return body.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def is_sum(node: fx.Node) -> bool:
-    """Whether a node adds two values."""
-    return (node.op == "call_function" and node.target in SUMS) or (
-        node.op == "call_method" and node.target in SUM_METHODS
-    )
-
-
 def add_module(body: fx.GraphModule, name: str, module: nn.Module) -> str:
     """Add a submodule under a free name near `name` (the parent must exist); returns the name."""
     free, count = name, 1
@@ -111,11 +81,10 @@ def _modules_for_calls(body: fx.GraphModule) -> None:
     """Replace functional ReLUs and dropouts by modules, and sums in place by plain ones."""
     for node in list(body.graph.nodes):
         module: nn.Module | None = None
-        if (node.op == "call_function" and node.target in RELU_CALLS) or (
-            node.op == "call_method" and node.target in RELU_METHODS
-        ):
+        role = None if node.op == "call_module" else role_of(body, node)
+        if role is Role.RELU:
             module = nn.ReLU()
-        elif node.op == "call_function" and node.target in (functional.dropout, torch.dropout):
+        elif role is Role.DROPOUT:
             module = nn.Dropout(_dropout_probability(node))
         elif node.op == "call_method" and node.target == "add_":
             node.target = "add"  # whose summands stay as they are, so that it can be differentiated alone
@@ -139,7 +108,7 @@ def _check_statistics(body: fx.GraphModule) -> None:
     """Refuse batch norms whose result for an image depends on the others of its batch."""
     for node in body.graph.nodes:
         norm = module_of(body, node)
-        if type(norm) in BATCH_NORMS and norm is not None and norm.running_mean is None:
+        if norm is not None and role_of(body, node) is Role.NORM and norm.running_mean is None:
             raise ConversionError(
                 f"network: batch norm '{node.target}' keeps no running statistics; train with track_running_stats=True"
             )
@@ -149,7 +118,7 @@ def _fold_batch_norm(body: fx.GraphModule) -> None:
     """Fold each batch norm into the synapse before it: the folded network computes the same function."""
     for node in list(body.graph.nodes):
         norm = module_of(body, node)
-        if type(norm) not in BATCH_NORMS:
+        if norm is None or role_of(body, node) is not Role.NORM:
             continue
         source = node.args[0]
         synapse = module_of(body, source) if isinstance(source, fx.Node) else None
@@ -167,30 +136,23 @@ def _fold_batch_norm(body: fx.GraphModule) -> None:
 
 
 def _check(body: fx.GraphModule, folded: bool, max_pools: bool) -> None:
-    """Refuse, by name, whatever has no spiking counterpart.
-
-    Types must be exact: a subclass may compute something else (timm's batch norms hold an activation).
-    """
-    modules = {nn.ReLU, *SYNAPSES, *POOLS, *DROPOUTS, *SHAPES}
-    modules.update(() if folded else BATCH_NORMS, MAX_POOLS if max_pools else ())
+    """Refuse, by name, whatever has no spiking counterpart."""
     for node in body.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
         module = module_of(body, node)
-        if module is not None:
-            allowed, label = type(module) in modules, type(module).__name__
-        elif node.op == "call_function":
-            allowed = node.target in LINEAR_CALLS or is_sum(node) or (max_pools and node.target in MAX_POOL_CALLS)
-            label = getattr(node.target, "__name__", str(node.target))
-        else:
-            allowed = node.op == "call_method" and (node.target in LINEAR_METHODS or is_sum(node))
-            label = str(node.target)
-        if is_sum(node) and [type(argument) for argument in node.args[:2]] != [fx.Node, fx.Node]:
-            allowed = False
+        operation = operation_of(node, module)
+        allowed = operation.convertible
+        if operation.role is Role.NORM:
+            allowed = not folded
+        elif operation.role is Role.MAX_POOL:
+            allowed = max_pools
+        elif is_sum(node):
+            allowed = [type(argument) for argument in node.args[:2]] == [fx.Node, fx.Node]
         if not allowed:
             place = node.target if node.op == "call_module" else node.name
-            is_max_pool = isinstance(module, MAX_POOLS) or node.target in MAX_POOL_CALLS
-            remedy = MAX_POOL_REMEDY if is_max_pool else f"allowed are {ALLOWED}"
+            label = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+            remedy = MAX_POOL_REMEDY if operation.role is Role.MAX_POOL else f"allowed are {ALLOWED}"
             raise ConversionError(f"network: '{place}' ({label}) has no spiking counterpart; {remedy}")
     if len([node for node in body.graph.nodes if node.op == "placeholder"]) != 1:
         raise ConversionError("network: takes several inputs, must take one: a batch of images")
@@ -198,14 +160,5 @@ def _check(body: fx.GraphModule, folded: bool, max_pools: bool) -> None:
 
 def record_shapes(body: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
     """Write the shape that each node gives for one sample, without the batch, into `node.meta["shape"]`."""
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if isinstance(result, Tensor):
-                n.meta["shape"] = tuple(result.shape[1:])
-            return result
-
-    parameter = next(body.parameters(), torch.zeros(()))
-    with torch.no_grad():
-        Recorder(body).run(torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device))
+    for node, shape in shapes(Program(body), input_shape).items():
+        node.source.meta["shape"] = shape

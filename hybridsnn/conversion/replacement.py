@@ -3,42 +3,18 @@
 import copy
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from hybridsnn.conversion.preparation import (
-    DROPOUTS,
-    add_module,
-    is_sum,
-    module_of,
-    prepare,
-    record_shapes,
-)
+from hybridsnn.conversion.preparation import add_module, prepare, record_shapes
 from hybridsnn.errors import ConversionError
-from hybridsnn.model import SYNAPSES
 from hybridsnn.neurons import SharedDropout, SpikingNeuron
+from hybridsnn.program.operations import DROPOUTS, Role, Weighting, is_sum, module_of, role_of
 
 GRANULARITIES = {
     "layer": "one threshold per layer",
     "channel": "one threshold per channel",
     "neuron": "one threshold per neuron; those of a layer start at one value",
 }
-
-
-class Weighting(nn.Module):
-    """A synapse from each value to itself, for a shortcut that has no synapse of its own.
-
-    Args:
-        shape: of the weight: `()` for one number, `(channels, 1, 1)` for one a channel.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(shape), requires_grad=False)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """`[...]` to `[...]`."""
-        return values * self.weight
 
 
 def spiking_body(
@@ -104,8 +80,7 @@ def source_of(body: fx.GraphModule, node: fx.Node) -> fx.Node:
     That is a synapse, a weighting, a neuron, a sum, or the input.
     """
     while True:
-        module = module_of(body, node)
-        if node.op == "placeholder" or is_sum(node) or isinstance(module, (*SYNAPSES, Weighting, SpikingNeuron)):
+        if role_of(body, node) in (Role.INPUT, Role.SUM, Role.SYNAPSE, Role.WEIGHTING, Role.NEURON):
             return node
         node = node.all_input_nodes[0]
 
@@ -137,7 +112,7 @@ def _give_each_summand_a_synapse(body: fx.GraphModule, granularity: str) -> None
         order = {node: place for place, node in enumerate(body.graph.nodes)}
         values = sorted(summands(node), key=lambda value: order[source_of(body, value)])
         earlier, later = values
-        ends_in_synapse = isinstance(module_of(body, source_of(body, later)), SYNAPSES)
+        ends_in_synapse = role_of(body, source_of(body, later)) is Role.SYNAPSE
         if ends_in_synapse and later is not earlier and _serves_one(body, later):
             continue
         sample = node.meta["shape"]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridsnn.encoders import Frames, samples_of
-from hybridsnn.learning.pieces import Pieces
-from hybridsnn.learning.through_time import ThroughTime, cuts_in_time
-from hybridsnn.model import Simulation
+from hybridsnn.model import Outputs
+from hybridsnn.program.gradients import Automatic, Bits, can_run_in_chunks
+from hybridsnn.program.pieces import Pieces
 from hybridsnn.surrogates import Surrogate
 
 Backward = Callable[[Tensor], None]
@@ -78,27 +78,26 @@ class BackPropagationThroughTime:
 
     def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
         """See `LearningRule.step`; `backward` is called for each part of the batch."""
-        if not cuts_in_time(model.body):
-            simulation = Simulation(model.body, surrogate=self.surrogate)
-            loss, logits = self._loss(model, model.currents(inputs[:], simulation), labels)
+        if not can_run_in_chunks(model.body):
+            loss, logits = self._loss(model.run(inputs[:], gradient=Automatic(self.surrogate)), labels)
             backward(loss)
             return loss.detach(), logits.detach()
-        pieces = Pieces.of(model.body, inputs, self.surrogate, self.memory_budget)
-        total, outputs, first = torch.zeros((), device=labels.device), [], 0
+        pieces = Pieces.of(model.program, inputs, self.surrogate, self.memory_budget)
+        gradient = Bits(self.surrogate, pieces.timesteps)
+        total, logits_of_parts, first = torch.zeros((), device=labels.device), [], 0
         for samples in pieces.samples:
             part = slice(first, first + samples)
-            simulation = ThroughTime(model.body, self.surrogate, pieces.timesteps)
-            loss, logits = self._loss(model, model.currents(samples_of(inputs, part), simulation), labels[part])
+            loss, logits = self._loss(model.run(samples_of(inputs, part), gradient=gradient), labels[part])
             loss = loss * (samples / len(labels))
             backward(loss)
             total, first = total + loss.detach(), first + samples
-            outputs.append(logits.detach())
-        return total, torch.cat(outputs)
+            logits_of_parts.append(logits.detach())
+        return total, torch.cat(logits_of_parts)
 
-    def _loss(self, model: Any, currents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the logits `[B, K]`, of what flows into the readout, `[T, B, K]`."""
-        outputs = model.accumulate(currents).to(currents.dtype)
+    def _loss(self, outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the logits `[B, K]`."""
+        readout = outputs.readout.to(outputs.currents.dtype)
         if self.per_step:
-            judged = outputs if self.readout_loss else currents
-            return functional.cross_entropy(judged.flatten(0, 1), labels.repeat(len(judged))), outputs[-1]
-        return functional.cross_entropy(outputs[-1], labels), outputs[-1]
+            judged = readout if self.readout_loss else outputs.currents
+            return functional.cross_entropy(judged.flatten(0, 1), labels.repeat(len(judged))), readout[-1]
+        return functional.cross_entropy(readout[-1], labels), readout[-1]

@@ -109,7 +109,7 @@ def fit(
     if state.precision:
         fabric.strategy.precision.load_state_dict(state.precision)
     if isinstance(model, SpikingModel):
-        wrapped.mark_forward_method("currents")  # rules call it, and it must run at the precision asked for
+        wrapped.mark_forward_method("run")  # rules call it, and it must run at the precision asked for
 
     def save() -> None:
         state.model, state.optimiser = model.state_dict(), optimiser_tensors(optimiser)

@@ -9,7 +9,8 @@ from torch.nn import functional
 from hybridsnn.encoders import Frames, constant_in_time
 from hybridsnn.errors import ConfigError
 from hybridsnn.learning.bptt import Backward
-from hybridsnn.learning.online import OnlineSimulation
+from hybridsnn.model import ModelState
+from hybridsnn.program.gradients import Traces
 from hybridsnn.surrogates import Surrogate
 
 
@@ -48,31 +49,29 @@ class ForwardTraces:
     def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
         """See `LearningRule.step`."""
         timesteps = len(inputs)
-        simulation = OnlineSimulation(
-            model.body,
+        gradient = Traces(
             self.surrogate,
             timesteps,
             traces=self.traces,
             readout_leak=model.readout_leak if self.readout_loss else 0.0,
-            constant=constant_in_time(inputs),
+            static=constant_in_time(inputs),
         )
         learning = self._learning_steps(timesteps)
-        readout: Tensor | None = None
+        state: ModelState | None = None
         total = torch.zeros((), dtype=torch.float64, device=labels.device)
         for timestep in range(timesteps):
             with torch.set_grad_enabled(timestep in learning):
-                current = model.currents(inputs[timestep : timestep + 1], simulation)
-                outputs = model.accumulate(current, readout)
-                logits = outputs[0].to(current.dtype) if self.one_shot or self.readout_loss else current[0]
+                currents, readout, state = model.run(inputs[timestep : timestep + 1], state, gradient=gradient)
+                logits = readout[0].to(currents.dtype) if self.one_shot or self.readout_loss else currents[0]
                 loss = functional.cross_entropy(logits, labels) / len(learning)
             if timestep in learning:
                 backward(loss)
                 total += loss.detach()
-            readout, dtype = outputs[0].detach(), current.dtype
-            del current, outputs, logits, loss  # and with them all that the step's graph holds
-        simulation.finish()
-        assert readout is not None
-        return total, readout.to(dtype)
+            state.readout, dtype = state.readout.detach(), currents.dtype  # what earlier steps brought it is given
+            del currents, readout, logits, loss  # and with them all that the step's graph holds
+        assert state is not None and state.run is not None
+        gradient.finish(state.run)
+        return total, state.readout.to(dtype)
 
     def _learning_steps(self, timesteps: int) -> set[int]:
         if self.one_shot:

@@ -1,8 +1,9 @@
-"""What one unit of each value stands for in the ANN, and the weights that keep a spiking network true to it.
+"""The activation scale of each node, and the weights that follow from it.
 
-A spike of a neuron with threshold θ stands for θ times what a unit of its current stands for. Weights are copied
-unless they must change: a bias is divided by the scale of its layer, a vector of scales (one for each channel) is
-folded into the weights that follow, and where two branches meet in a sum the later one takes over the other's scale.
+The activation scale of a value is the activation of the ANN that a 1 in the spiking network stands for. That of the
+spikes of a layer is its threshold times that of its current. Weights are copied unless they must change: a bias is
+divided by the scale of its layer, a vector of scales (one per channel) is folded into the weights that follow, and
+where two branches meet in a sum the later one takes over the scale of the other.
 """
 
 import operator
@@ -11,21 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hybridsnn.conversion.preparation import BATCH_NORMS, is_sum, module_of
-from hybridsnn.conversion.replacement import Weighting, alignments, summands
+from hybridsnn.conversion.replacement import alignments, summands
 from hybridsnn.errors import ConversionError
-from hybridsnn.model import SYNAPSES
 from hybridsnn.neurons import SpikingNeuron
+from hybridsnn.program.operations import Role, Weighting, module_of, role_of
 
 
-class Scales:
-    """Walks a spiking body in order and rescales its synapses as the thresholds before them become known.
+class ActivationScales:
+    """Visits a spiking body in order, and rescales its synapses as the thresholds before them become known.
 
     `visit` is called on every node in graph order; for a neuron, after `set_threshold`.
 
     Args:
         body: is changed in place; its weights are still those of the prepared ANN.
-        input_scale: what an input of 1 stands for (the encoder's scale).
+        input_scale: the activation scale of the input, which is the encoder's.
     """
 
     def __init__(self, body: fx.GraphModule, input_scale: float = 1.0):
@@ -36,7 +36,7 @@ class Scales:
         self.thresholds: dict[fx.Node, Tensor] = {}  # likewise
 
     def current_scale(self, neuron: fx.Node) -> Tensor:
-        """What a unit of current into a neuron stands for; scalar or `[channels]`."""
+        """The activation scale of the current into a neuron, a scalar or `[channels]`."""
         return self.of[neuron.all_input_nodes[0]]
 
     def set_threshold(self, neuron: fx.Node, threshold: Tensor) -> None:
@@ -51,9 +51,9 @@ class Scales:
 
     @torch.no_grad()
     def visit(self, node: fx.Node) -> None:
-        """Find the scale of a node's value, and rescale its weights if it has any."""
-        module = module_of(self.body, node)
-        if node.op == "placeholder":
+        """Find the activation scale of a node's value, and rescale its weights if it has any."""
+        module, role = module_of(self.body, node), role_of(self.body, node)
+        if role is Role.INPUT:
             # In double precision, so that scales stay true through a deep network.
             device = next(self.body.parameters()).device
             self.of[node] = torch.tensor(self.input_scale, dtype=torch.float64, device=device)
@@ -61,22 +61,22 @@ class Scales:
         if node.op == "output" or not node.all_input_nodes:
             return
         incoming = self.of[node.all_input_nodes[0]]
-        if isinstance(module, SpikingNeuron):
+        if role is Role.NEURON:
             self.of[node] = incoming * self.thresholds[node].to(incoming)
-        elif isinstance(module, SYNAPSES):
+        elif module is not None and role is Role.SYNAPSE:
             self.of[node] = self._rescale(module, incoming, self._target(node))
         elif isinstance(module, Weighting):
             target = self._target(node)
             assert target is not None  # a weighting stands only where two branches meet
             module.weight.copy_((incoming / target).expand(module.weight.numel()).view(module.weight.shape))
             self.of[node] = target
-        elif is_sum(node):
+        elif role is Role.SUM:
             self.of[node] = self.of[summands(node)[0]]
         else:
             self.of[node] = self._reshape(node, incoming)
 
     def _target(self, node: fx.Node) -> Tensor | None:
-        """The scale that a synapse has to give its values, None if it is free."""
+        """The activation scale that a synapse has to give its output, None if any will do."""
         partner = self.alignments.get(node)
         return None if partner is None else self.of[partner]
 
@@ -99,7 +99,7 @@ class Scales:
     def _reshape(self, node: fx.Node, incoming: Tensor) -> Tensor:
         """Scales per channel `[C]` through a pool (unchanged) or a flatten (repeated for each position)."""
         before, after = node.all_input_nodes[0].meta.get("shape"), node.meta.get("shape")
-        if isinstance(module_of(self.body, node), BATCH_NORMS) and not bool((incoming == 1).all()):
+        if role_of(self.body, node) is Role.NORM and not bool((incoming == 1).all()):
             raise ConversionError(
                 f"network: batch norm '{node.target}' is kept, so thresholds must stay 1; fold it before balancing"
             )
@@ -136,11 +136,11 @@ def apply_thresholds(body: fx.GraphModule, thresholds: dict[str, Tensor], input_
     Args:
         body: a spiking body with the ANN's weights.
         thresholds: by name of the neuron, scalar or `[channels]`, for the currents of the rescaled network.
-        input_scale: what an input of 1 stands for.
+        input_scale: the activation scale of the input.
     """
-    scales = Scales(body, input_scale)
+    scales = ActivationScales(body, input_scale)
     for node in body.graph.nodes:
-        if isinstance(module_of(body, node), SpikingNeuron):
+        if role_of(body, node) is Role.NEURON:
             scales.set_threshold(node, thresholds[str(node.target)])
         scales.visit(node)
 
@@ -153,11 +153,11 @@ def thresholds_for_activations(
     Args:
         body: a spiking body with the ANN's weights; is rescaled in place, so hand in a copy.
         activations: by name of the neuron, scalar or `[channels]`, in units of the ANN.
-        input_scale: what an input of 1 stands for.
+        input_scale: the activation scale of the input.
     """
-    scales = Scales(body, input_scale)
+    scales = ActivationScales(body, input_scale)
     for node in body.graph.nodes:
-        if isinstance(module_of(body, node), SpikingNeuron):
+        if role_of(body, node) is Role.NEURON:
             scales.set_threshold(node, activations[str(node.target)] / scales.current_scale(node))
         scales.visit(node)
     return {

@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from hybridsnn.encoders import Frames
 from hybridsnn.errors import ConfigError
-from hybridsnn.model import SYNAPSES
-from hybridsnn.neurons import SharedDropout, SpikingNeuron, TemporalModule
+from hybridsnn.neurons import SharedDropout
+from hybridsnn.program.graph import Program
+from hybridsnn.program.operations import Role
+from hybridsnn.program.passes import shapes
 from hybridsnn.surrogates import Surrogate
 
 BYTE = 8  # steps whose spikes fill a byte
@@ -39,14 +39,27 @@ class Footprint:
     working: float
 
     @classmethod
-    def of(cls, body: fx.GraphModule, frame: Tensor, surrogate: Surrogate) -> "Footprint":
-        """For frames like this one, `[1, ...]`, of one sample."""
-        sizes = _Sizes(body)
-        sizes.run(frame.to("meta"))
-        learns_leak = any(module.leak.requires_grad for module in body.modules() if isinstance(module, SpikingNeuron))
-        membranes = FLOAT * sizes.neurons if surrogate.needs_membrane or learns_leak else 0
-        state = FLOAT * (sizes.neurons + sizes.masks)
-        return cls(sizes.neurons, sizes.neurons / BYTE, membranes, state, FLOAT * sizes.working)
+    def of(cls, program: Program, sample: tuple[int, ...], surrogate: Surrogate) -> "Footprint":
+        """For samples of this shape."""
+        neurons = masks = working = 0
+        sizes = {node: math.prod(shape) for node, shape in shapes(program, sample).items()}
+        for node, size in sizes.items():
+            if node.role is Role.INPUT:
+                continue
+            if isinstance(node.module, SharedDropout) and node.module.training and node.module.probability > 0:
+                masks += size
+            inputs = sum(sizes.get(source, 0) for source in node.inputs)
+            if node.role is Role.NEURON:
+                neurons += size
+                work = size  # the errors of currents take the place of those of spikes
+            elif node.role is Role.SYNAPSE:
+                work = size + 2 * inputs  # the error of the output; the input, and its error
+            else:
+                work = size + inputs
+            working = max(working, work)
+        learns_leak = any(node.module.leak.requires_grad for node in program.neurons if node.module is not None)
+        membranes = FLOAT * neurons if surrogate.needs_membrane or learns_leak else 0
+        return cls(neurons, neurons / BYTE, membranes, FLOAT * (neurons + masks), FLOAT * working)
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class Pieces:
     timesteps: tuple[int, ...]
 
     @classmethod
-    def of(cls, body: fx.GraphModule, frames: Tensor | Frames, surrogate: Surrogate, budget: int | None) -> "Pieces":
+    def of(cls, program: Program, frames: Tensor | Frames, surrogate: Surrogate, budget: int | None) -> "Pieces":
         """As few pieces as there can be of a run over frames `[T, B, ...]`.
 
         Of choices with as many pieces, the one that needs least.
@@ -76,7 +89,7 @@ class Pieces:
         """
         first = frames[:1]
         batch, timesteps = first.shape[1], len(frames)
-        footprint = Footprint.of(body, first[0, :1], surrogate)
+        footprint = Footprint.of(program, tuple(first.shape[2:]), surrogate)
         if budget is not None:
             return _fewest(footprint, batch, timesteps, budget)
         fitting = int(WORKSPACE / (batch * footprint.working))
@@ -129,44 +142,3 @@ def _cut(whole: int, longest: int) -> tuple[int, ...]:
     count = math.ceil(whole / longest)
     length, longer = divmod(whole, count)
     return (length + 1,) * longer + (length,) * (count - longer)
-
-
-class _Sizes(fx.Interpreter):
-    """Runs a body on tensors without data, and adds up their sizes."""
-
-    def __init__(self, body: fx.GraphModule):
-        super().__init__(body)
-        self.neurons = self.masks = self.working = 0
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op not in ("placeholder", "get_attr", "output") and isinstance(result, Tensor):
-            inputs = sum(_numel(self.env[source]) for source in n.all_input_nodes if source.op != "get_attr")
-            module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-            if isinstance(module, SharedDropout) and module.training and module.probability > 0:
-                self.masks += result.numel()
-            if isinstance(module, SpikingNeuron):
-                self.neurons += result.numel()
-                work = result.numel()  # the errors of currents take the place of those of spikes
-            elif isinstance(module, SYNAPSES):
-                work = result.numel() + 2 * inputs  # the error of the output; the input, and its error
-            else:
-                work = result.numel() + inputs
-            self.working = max(self.working, work)
-        return result
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(target, args, kwargs)
-        return value.to("meta") if isinstance(value, Tensor) else value
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module: nn.Module = self.fetch_attr(target)
-        if isinstance(module, TemporalModule):
-            return args[0]
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        weightless = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-        return torch.func.functional_call(module, weightless, args, kwargs)
-
-
-def _numel(value: Any) -> int:
-    return value.numel() if isinstance(value, Tensor) else 0
