@@ -1,4 +1,4 @@
-"""Encoders: images in, frames over time out. Random spikes are a pure function of seed, image, step and pixel."""
+"""Encoders: images to frames over time. Random spikes are a pure function of seed, image, time step and pixel."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,11 +57,11 @@ def _poisson(begin, end, pixels, indices, start, seed, frames):  # type: ignore[
 
 @dataclass(frozen=True)
 class Encoder:
-    """How images become frames.
+    """How images are encoded as frames over time.
 
     Attributes:
         name: its entry in `ENCODERS`.
-        scale: the pixel value that a constant input of 1 stands for; larger pixels saturate in rate codes.
+        scale: activation scale of the input: the pixel value that 1 represents; a rate code saturates above it.
     """
 
     name: str
@@ -77,16 +77,16 @@ class Encoder:
 
         Args:
             images: normalised, float `[B, C, H, W]`; for a code of events `[B, T, C, H, W]`.
-            indices: which image each one is, int64 `[B]`; a random code depends on it, not on the place in the batch.
-            timesteps: how many steps.
-            start: the first step, so that a run can come in chunks.
-            seed: of a random code, 0 <= seed < 2**64.
+            indices: of the images in their data set, int64 `[B]`; random spikes depend on them.
+            timesteps: number of time steps.
+            start: the first step, so that a run can be encoded in chunks.
+            seed: of random spikes, 0 <= seed < 2**64.
 
         Returns:
-            `[T, B, C, H, W]`; a code that does not change in time has stride 0 along `T`.
+            `[T, B, C, H, W]`; constant frames have stride 0 along `T`.
 
         Raises:
-            ConfigError: if a code of images is given events or the other way round, or recordings have fewer frames.
+            ConfigError: if the encoder does not encode such data (images or events), or recordings have fewer frames.
         """
         coding = ENCODERS[self.name]
         if coding.events != (images.dim() == 5):
@@ -100,13 +100,13 @@ class Encoder:
 
 
 class Frames:
-    """The frames of a run, each made when it is asked for, so that they take no memory that grows with time.
+    """The frames of a run, encoded when they are needed, so that memory does not grow with time.
 
-    `frames[a:b]` gives steps a to b - 1 as `[b - a, B, C, H, W]`, `len(frames)` the number of steps.
+    `frames[a:b]` is steps a to b - 1 as `[b - a, B, C, H, W]`, `len(frames)` the number of steps.
 
     Args:
         encoder, images, indices, seed: see `Encoder`.
-        timesteps: how many there are.
+        timesteps: number of time steps.
     """
 
     def __init__(self, encoder: Encoder, images: Tensor, indices: Tensor, timesteps: int, seed: int = 0):
@@ -122,7 +122,7 @@ class Frames:
 
     @property
     def constant(self) -> bool:
-        """Whether all are the same."""
+        """Whether all frames are equal."""
         coding = ENCODERS[self.encoder.name]
         return not (coding.random or coding.events)
 
@@ -162,7 +162,7 @@ def _signed_poisson(images: Tensor, indices: Tensor, timesteps: int, start: int,
 
 
 def poisson_of_tensors(images: Tensor, indices: Tensor, timesteps: int, start: int, seed: int) -> Tensor:
-    """What `_poisson` makes, to the bit, by operations on tensors: for devices that the compiled loop cannot reach."""
+    """The result of `_poisson`, bit for bit, by operations on tensors, for devices other than the CPU."""
     pixels = images.detach().float().flatten(1)
     device, size = pixels.device, pixels.shape[1]
     quad = torch.arange((size + 3) // 4, device=device)

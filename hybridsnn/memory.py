@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at once: what a computation needs, whatever allocator and libraries add."""
+"""The memory of the tensors of a computation, without what allocators and libraries add."""
 
 import weakref
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the tensors that are made while it is active, each storage once, until it is freed.
+    """Counts the bytes of tensors created while it is active, each storage once, until it is freed.
 
         with LiveMemory() as memory:
             rule.step(...)
         memory.peak
 
-    What was there before does not count, and neither does what a library allocates inside one operation.
+    Tensors created before do not count, nor does memory that a library allocates inside one operation.
 
     Args:
-        counts: which tensors count; all by default.
+        counts: whether a tensor counts; all by default.
 
     Attributes:
         live: bytes alive now.

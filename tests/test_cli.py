@@ -240,7 +240,7 @@ def test_a_table_with_a_row_that_lacks_its_data(tmp_path: Path) -> None:
     written = snapshot(Path("results"))
     assert succeed(*command).count("is current, nothing to do") == 4
     assert snapshot(Path("results")) == written
-    assert "2 numbers traced; results/README.md" in succeed("results", "results")
+    assert "2 numbers verified; results/README.md" in succeed("results", "results")
     page = Path("results/README.md").read_text()
     assert page.count("87.50") == 1 and "mnist" in page
     Path("results/toys/results.csv").write_text(Path("results/toys/results.csv").read_text().replace("87.5", "97.5"))

@@ -79,7 +79,7 @@ def write_cifar100(root: Path) -> Path:
     return write_cifar(root, "cifar-100-python", parts, "meta", "fine_labels", "fine_label_names", 100)
 
 
-def write_pictures(
+def write_images(
     root: Path,
     *,
     test: str = "test",
@@ -101,8 +101,8 @@ SAMPLES: dict[str, Callable[[Path], Path | None]] = {
     "fashion-mnist": lambda folder: write_idx(folder, "FashionMNIST"),
     "cifar10": write_cifar10,
     "cifar100": write_cifar100,
-    "imagefolder": write_pictures,
-    "imagenet": lambda folder: write_pictures(folder, test="val"),
+    "imagefolder": write_images,
+    "imagenet": lambda folder: write_images(folder, test="val"),
     "nmnist": write_nmnist,
     "dvs-gesture": write_gestures,
     "cifar10-dvs": write_cifar10_dvs,
@@ -203,7 +203,7 @@ def test_missing_data_is_one_line_with_a_remedy(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "imagenet"])
-def test_picture_folders_have_no_default(name: str) -> None:
+def test_image_folders_have_no_default(name: str) -> None:
     with pytest.raises(DataError, match=r"no folder given.*--data FOLDER") as error:
         load(name)
     message(error)
@@ -273,9 +273,9 @@ def test_damaged_cifar(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("memory_limit", [None, 0])
-@pytest.mark.parametrize("content", [b"", b"no picture", "cut"])
-def test_damaged_picture_is_named(content: bytes | str, memory_limit: int | None, tmp_path: Path) -> None:
-    path = write_pictures(tmp_path) / "train" / "dog" / "1.png"
+@pytest.mark.parametrize("content", [b"", b"no image", "cut"])
+def test_damaged_image_is_named(content: bytes | str, memory_limit: int | None, tmp_path: Path) -> None:
+    path = write_images(tmp_path) / "train" / "dog" / "1.png"
     path.write_bytes(path.read_bytes()[:300] if content == "cut" else content)
     with pytest.raises(DataError) as error:
         images = load("imagefolder", folder=tmp_path, memory_limit=memory_limit).train
@@ -283,24 +283,24 @@ def test_damaged_picture_is_named(content: bytes | str, memory_limit: int | None
     assert str(path) in message(error)
 
 
-def test_first_picture_damaged(tmp_path: Path) -> None:
-    path = write_pictures(tmp_path) / "train" / "cat" / "0.png"
+def test_first_image_damaged(tmp_path: Path) -> None:
+    path = write_images(tmp_path) / "train" / "cat" / "0.png"
     path.write_bytes(b"")
     with pytest.raises(DataError, match="not a readable image"):
         load("imagefolder", folder=tmp_path)
 
 
 def test_classes_must_agree(tmp_path: Path) -> None:
-    (write_pictures(tmp_path) / "train" / "cow").mkdir()
+    (write_images(tmp_path) / "train" / "cow").mkdir()
     with pytest.raises(DataError, match="class 'cow' is in train but not in test") as error:
         load("imagefolder", folder=tmp_path)
     message(error)
 
 
 def test_empty_class(tmp_path: Path) -> None:
-    shutil.rmtree(write_pictures(tmp_path) / "test" / "dog")
+    shutil.rmtree(write_images(tmp_path) / "test" / "dog")
     (tmp_path / "test" / "dog").mkdir()
-    (tmp_path / "test" / "dog" / "notes.txt").write_text("no picture")
+    (tmp_path / "test" / "dog" / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match="dog holds no images") as error:
         load("imagefolder", folder=tmp_path)
     message(error)
@@ -308,18 +308,18 @@ def test_empty_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lacking", ["train", "test"])
 def test_missing_part(lacking: str, tmp_path: Path) -> None:
-    shutil.rmtree(write_pictures(tmp_path) / lacking)
+    shutil.rmtree(write_images(tmp_path) / lacking)
     with pytest.raises(DataError, match=f"has no class folders in {lacking}") as error:
         load("imagefolder", folder=tmp_path)
     message(error)
 
 
-# Pictures in folders
+# Images in folders
 
 
 @pytest.mark.parametrize("size", [None, 13, 24])
 def test_lazy_equals_in_memory(size: int | None, tmp_path: Path) -> None:
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     eager, lazy = (load("imagefolder", folder=tmp_path, size=size, memory_limit=limit) for limit in (None, 0))
     assert type(eager.train) is not type(lazy.train)
     for one, other in ((eager.train, lazy.train), (eager.test, lazy.test)):
@@ -329,8 +329,8 @@ def test_lazy_equals_in_memory(size: int | None, tmp_path: Path) -> None:
         assert torch.equal(one.batch(positions), other.batch(positions))
 
 
-def test_a_picture_of_the_right_size_is_untouched_and_others_keep_their_centre(tmp_path: Path) -> None:
-    write_pictures(tmp_path)
+def test_an_image_of_the_right_size_is_untouched_and_others_keep_their_centre(tmp_path: Path) -> None:
+    write_images(tmp_path)
     images = load("imagefolder", folder=tmp_path).train.batch(torch.arange(3)).permute(0, 2, 3, 1).numpy()
     square, wide, high = (np.asarray(Image.open(tmp_path / "train" / "cat" / f"{index}.png")) for index in range(3))
     assert np.array_equal(images[0], square)
@@ -338,8 +338,8 @@ def test_a_picture_of_the_right_size_is_untouched_and_others_keep_their_centre(t
     assert np.array_equal(images[2], high[12:32])
 
 
-def test_grey_and_transparent_pictures_become_rgb(tmp_path: Path) -> None:
-    write_pictures(tmp_path)
+def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+    write_images(tmp_path)
     grey = noise(20, 20)
     Image.fromarray(grey).save(tmp_path / "train" / "cat" / "0.png")
     Image.fromarray(noise(20, 20, 4)).save(tmp_path / "train" / "cat" / "1.png")
@@ -348,17 +348,17 @@ def test_grey_and_transparent_pictures_become_rgb(tmp_path: Path) -> None:
     assert np.array_equal(images[0].numpy(), np.stack([grey] * 3))
 
 
-def test_pictures_in_deeper_folders_count_and_other_files_do_not(tmp_path: Path) -> None:
-    deeper = write_pictures(tmp_path) / "train" / "cat" / "images"
+def test_images_in_deeper_folders_count_and_other_files_do_not(tmp_path: Path) -> None:
+    deeper = write_images(tmp_path) / "train" / "cat" / "images"
     deeper.mkdir()
     Image.fromarray(noise(20, 20, 3)).save(deeper / "more.JPEG")
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     assert load("imagefolder", folder=tmp_path).train.labels.tolist() == [0] * 4 + [1] * 3
 
 
 def test_validation_folder_serves_as_test_set(tmp_path: Path) -> None:
-    write_pictures(tmp_path, test="val")
-    (tmp_path / "test").mkdir()  # ImageNet's test pictures have no labels, so no class folders
+    write_images(tmp_path, test="val")
+    (tmp_path / "test").mkdir()  # ImageNet's test images have no labels, so no class folders
     assert len(load("imagefolder", folder=tmp_path).test) == 6
 
 
@@ -387,7 +387,7 @@ def test_lazy_fingerprint_changes_with_a_name_and_a_size(tmp_path: Path) -> None
     def fingerprint() -> str:
         return load("imagefolder", folder=tmp_path, memory_limit=0).fingerprint
 
-    path = write_pictures(tmp_path) / "test" / "dog" / "2.png"
+    path = write_images(tmp_path) / "test" / "dog" / "2.png"
     prints = [fingerprint()]
     assert fingerprint() == prints[0]
     path = path.rename(path.with_name("3.png"))
@@ -462,7 +462,7 @@ def test_preprocessing_survives_json() -> None:
     assert Preprocessing(**json.loads(json.dumps(asdict(original)))) == original
 
 
-def test_preprocessing_refuses_pictures_that_do_not_fit() -> None:
+def test_preprocessing_refuses_images_that_do_not_fit() -> None:
     with pytest.raises(DataError, match=r"got 1 channels, .* has 3") as error:
         Preprocessing(8, HALF, HALF)(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     message(error)
@@ -494,9 +494,9 @@ def test_augmentations_keep_shape_type_and_range(name: str, dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_augmentations_change_each_picture_on_its_own(name: str) -> None:
+def test_augmentations_change_each_image_on_its_own(name: str) -> None:
     same = torch.from_numpy(noise(1, 3, 16, 16)).expand(20, 3, 16, 16)
-    variants = len({picture.numpy().tobytes() for picture in augment(name, same, 16)})
+    variants = len({image.numpy().tobytes() for image in augment(name, same, 16)})
     assert variants == 1 if name == "none" else variants > 8
 
 
@@ -514,7 +514,7 @@ def test_resized_crop_never_looks_outside() -> None:
 
 
 @pytest.mark.parametrize("name", ["shift", "crop-flip"])
-def test_crops_are_windows_of_the_padded_picture(name: str) -> None:
+def test_crops_are_windows_of_the_padded_image(name: str) -> None:
     images = torch.from_numpy(noise(200, 1, 16, 16))
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     seen = set()
@@ -534,7 +534,7 @@ def test_crops_are_windows_of_the_padded_picture(name: str) -> None:
 
 
 def ramps(count: int, side: int) -> torch.Tensor:
-    """Pictures whose first channel is the column and whose second is the row of each pixel's centre, in sides."""
+    """Images whose first channel is the column and whose second is the row of each pixel's centre, in sides."""
     line = (torch.arange(side) + 0.5) / side
     return torch.stack([line.expand(side, side), line[:, None].expand(side, side)]).expand(count, 2, side, side)
 
@@ -594,7 +594,7 @@ def test_batches_in_order() -> None:
     assert torch.equal(torch.cat([part.images for part in parts]), PREPROCESSING(IMAGES.pixels[POSITIONS]))
 
 
-def test_every_picture_comes_once_with_its_label() -> None:
+def test_every_image_comes_once_with_its_label() -> None:
     parts = list(shuffled(augmentation="none").epoch(4))
     indices = torch.cat([part.indices for part in parts])
     assert not torch.equal(indices, POSITIONS)
@@ -623,7 +623,7 @@ def test_a_later_start_leaves_batches_out_unread() -> None:
         assert read == [index for part in rest for index in part.indices.tolist()]
 
 
-def test_pictures_are_held_on_a_device_where_they_fit() -> None:
+def test_images_are_held_on_a_device_where_they_fit() -> None:
     device, size = torch.device("cpu"), IMAGES.pixels.numel()
     held = held_on(IMAGES, device, size)
     assert held is not IMAGES and torch.equal(held.batch(POSITIONS), IMAGES.batch(POSITIONS))
@@ -633,7 +633,7 @@ def test_pictures_are_held_on_a_device_where_they_fit() -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_pictures_stay_on_their_device(name: str) -> None:
+def test_images_stay_on_their_device(name: str) -> None:
     """On a GPU that is only made believe, where an index or a mask of the CPU's among its tensors is an error."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         pixels = torch.empty(9, 2, 12, 12, dtype=torch.uint8, device="cuda")

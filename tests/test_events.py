@@ -338,9 +338,7 @@ def test_without_tonic_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.M
     write_nmnist(tmp_path)
     for module in ("tonic", "tonic.io"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        DataError, match=r"nmnist: cannot be had without tonic .*pip install 'hybridsnn\[tonic\]'"
-    ) as error:
+    with pytest.raises(DataError, match=r"nmnist: needs tonic .*pip install 'hybridsnn\[tonic\]'") as error:
         load("nmnist", folder=tmp_path)
     message(error)
     with pytest.raises(DataError, match=r"pip install 'hybridsnn\[tonic\]'"):

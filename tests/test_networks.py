@@ -50,7 +50,7 @@ RESNETS = {
     + block(256, 512) + 2 * block(512, 512) + 10 * 512 * 2 * 2,
 }  # fmt: skip
 SMALL = {
-    # LeNet-5 of 32x32 pictures in colour, with biases; the digits' net without.
+    # LeNet-5 of 32x32 images in colour, with biases; the digits' net without.
     "lenet5": 25 * (3 * 6 + 6 * 16) + 6 + 16 + 6 * 6 * 16 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10,
     "digits-cnn": 9 * (3 * 24 + 24 * 48) + 16 * 16 * 48 * 128 + 128 * 10,
 }
@@ -138,7 +138,7 @@ def test_residual_blocks_halve_the_map_from_the_second_width_on(name: str) -> No
 
 @pytest.mark.parametrize("side", [28, 32, 34, 48, 64, 128])
 @pytest.mark.parametrize("name", SCRATCH)
-def test_a_global_pool_takes_pictures_of_any_size(name: str, side: int) -> None:
+def test_a_global_pool_takes_images_of_any_size(name: str, side: int) -> None:
     for channels in (1, 2, 3):
         network = build(name, (channels, side, side), batch_norm=True)
         assert network(torch.rand(2, channels, side, side, device="meta")).shape == (2, 10)
@@ -172,7 +172,7 @@ def test_activations_keep_their_size_from_the_start(name: str, batch_norm: bool)
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_built(name: str, batch_norm: bool) -> None:
-    """From its smallest pictures on, for odd and oblong ones too."""
+    """From its smallest images on, for odd and oblong ones too."""
     smallest = NETWORKS[name].smallest
     for shape in [(1, smallest, smallest), (3, smallest + 5, smallest + 2)]:
         network = NetworkSpec(name, shape, 7, batch_norm=batch_norm, width=TINY).build().train()
@@ -186,7 +186,7 @@ def test_every_network_is_built(name: str, batch_norm: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_too_small_pictures_are_refused(name: str) -> None:
+def test_too_small_images_are_refused(name: str) -> None:
     side = NETWORKS[name].smallest - 1
     with pytest.raises(ConfigError, match=f"'{name}' got images of {side}x32, needs at least {side + 1}x{side + 1}"):
         build(name, (3, side, 32))

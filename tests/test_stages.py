@@ -753,7 +753,7 @@ def test_the_wrong_kind(stage: str, source: str, message: str, unchanged: Path) 
 
 
 @pytest.mark.parametrize(("stage", "source"), [("convert", "ann"), ("finetune", "converted"), ("evaluate", "tuned")])
-def test_other_pictures_are_refused(stage: str, source: str, unchanged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_images_are_refused(stage: str, source: str, unchanged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_digits(monkeypatch, lambda data: image_data(data.name, data.test, data.train, data.classes))
     message = refuse(stage, "--from", source)
     assert "was made with digits (" in message and "give the same folder with --data" in message

@@ -62,7 +62,7 @@ _OPTIONS = (
 
 
 def where_and_how(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command these options; they reach it as one argument, `where`."""
+    """Add these options to a command; it receives them as one argument, `where`."""
 
     @functools.wraps(command)
     def with_where(

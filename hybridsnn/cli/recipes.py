@@ -51,7 +51,7 @@ def run_command(
     preset: str,
     where: Where,
 ) -> None:
-    """Run the stages of a recipe whose artifacts are missing or out of date.
+    """Run a recipe: the stages whose artifacts are not current.
 
     \b
     Example:
@@ -81,7 +81,7 @@ def run_command(
 
 
 def _telling(environment: "Environment") -> dict[str, Any]:
-    """What a run calls before and after each step."""
+    """The callbacks of a run before and after each step."""
 
     def starting(planned: "Planned") -> None:
         if planned.status != "current":
@@ -175,10 +175,11 @@ def table_command(
 @click.command("results")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def results_command(folder: Path) -> None:
-    """Verify every number of the tables in FOLDER, and write FOLDER/README.md.
+    """Verify every number of the tables in FOLDER.
 
-    A number must be in the metrics of an evaluation, whose hash is in its manifest, as are the hashes of what it was
-    made from, and so on back to the first training. The command fails at a number for which this does not hold.
+    Writes the tables to FOLDER/README.md. A number must be in the metrics of an evaluation, whose hash is in its
+    manifest, as are the hashes of what it was made from, and so on back to the first training. The command fails at a
+    number for which this does not hold.
 
     \b
     Example:
@@ -188,4 +189,4 @@ def results_command(folder: Path) -> None:
 
     text, numbers = page(folder)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    click.echo(f"{numbers} numbers traced; {folder / 'README.md'}")
+    click.echo(f"{numbers} numbers verified; {folder / 'README.md'}")

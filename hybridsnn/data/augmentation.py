@@ -1,4 +1,4 @@
-"""Random changes to training images, made on whole batches before normalisation."""
+"""Augmentation of training images, on whole batches before normalisation."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from hybridsnn.data.preprocessing import centre_crop
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random change of a batch.
+    """A random transformation of each image of a batch.
 
     `apply(images, size, generator)` takes raw images [B, C, H, W] (uint8, or float with values 0 to 255; H and W at
-    least `size`) and gives [B, C, size, size] of the same type and range. Every image is changed on its own, what
-    comes in from outside an image is black (0), and the result depends on nothing but the three arguments. What
-    is random is drawn by the CPU, and so is the same whatever device the images are on.
+    least `size`) and returns [B, C, size, size] of the same type and range. Each image is transformed independently;
+    pixels from outside an image are black (0). The result is a function of the three arguments alone. Random numbers
+    come from the CPU, and are the same whatever device the images are on.
     """
 
     name: str
@@ -32,7 +32,7 @@ def none(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def shift(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to an eighth of its side, both ways."""
+    """Each image shifted by up to an eighth of its side, in both directions."""
     margin = max(1, round(size / 8))  # 4 pixels at 32
     padded = functional.pad(centre_crop(images, size), (margin, margin, margin, margin))
     windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # [B, C, 2 margin + 1, 2 margin + 1, size, size], a view
@@ -52,11 +52,11 @@ def crop_flip(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def affine(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Each image rotated by up to 10 degrees, scaled by 0.9 to 1.1, sheared by up to 0.1, moved by up to 10 %."""
+    """Each image rotated by up to 10 degrees, scaled by 0.9 to 1.1, sheared by up to 0.1, shifted by up to 10 %."""
     angle, scale, shear, right, down = 2 * torch.rand(5, len(images), generator=generator) - 1
     angle, scale, shear = angle * math.radians(10), 1 + 0.1 * scale, 0.1 * shear
     cosine, sine = angle.cos() / scale, angle.sin() / scale
-    # From a place in the result to its place in the source, both in [-1, 1]: a side is 2 long.
+    # Maps coordinates in the result to coordinates in the source, both in [-1, 1].
     transform = torch.stack(
         [cosine, shear * cosine - sine, 0.2 * right, sine, shear * sine + cosine, 0.2 * down], dim=1
     ).view(-1, 2, 3)
@@ -81,7 +81,7 @@ def resized_crop_flip(images: Tensor, size: int, generator: torch.Generator) -> 
 
 
 def _resample(images: Tensor, transform: Tensor, size: int, padding: str) -> Tensor:
-    """Images seen through `transform` [B, 2, 3], bilinear, in the type they came in."""
+    """Images resampled by the affine maps `transform` [B, 2, 3], bilinearly, in their own type."""
     shape = [len(images), images.shape[1], size, size]
     grid = functional.affine_grid(transform.to(images.device), shape, align_corners=False)
     sampled = functional.grid_sample(images.float(), grid, "bilinear", padding, align_corners=False)
@@ -91,12 +91,12 @@ def _resample(images: Tensor, transform: Tensor, size: int, padding: str) -> Ten
 AUGMENTATIONS: dict[str, Augmentation] = {
     entry.name: entry
     for entry in (
-        Augmentation("none", "the image as it is", none),
-        Augmentation("shift", "moved by up to an eighth of the side; for digits", shift),
-        Augmentation("affine", "rotated by 10 degrees, scaled and moved by 10 % at most; for digits", affine),
-        Augmentation("crop-flip", "random crop with padding of an eighth of the side, mirrored or not", crop_flip),
+        Augmentation("none", "no change", none),
+        Augmentation("shift", "shifted by up to an eighth of the side; for digits", shift),
+        Augmentation("affine", "rotated by up to 10 degrees, resized and shifted by up to 10 %; for digits", affine),
+        Augmentation("crop-flip", "random crop after padding by an eighth of the side, random mirroring", crop_flip),
         Augmentation(
-            "resized-crop-flip", "random rectangle resized, mirrored or not; for large images", resized_crop_flip
+            "resized-crop-flip", "random rectangle resized, random mirroring; for large images", resized_crop_flip
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Batches of preprocessed images, prepared in the background."""
+"""Batches of augmented, normalised images, prepared in a background thread."""
 
 import math
 from collections import deque
@@ -17,20 +17,20 @@ from hybridsnn.data.preprocessing import Preprocessing
 from hybridsnn.errors import ConfigError
 from hybridsnn.registry import look_up
 
-PREFETCH = 2  # batches prepared ahead: one in the making, one ready
+PREFETCH = 2  # batches prepared ahead: one in progress, one ready
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """The images at `positions` (int64 [N]) in batches, epoch after epoch.
+    """Batches of the images at `positions` (int64 [N]), epoch by epoch.
 
-    With a seed the order is shuffled. It depends on (seed, epoch) only and the augmentation on (seed, epoch, batch
-    number) only, so an interrupted training that resumes after any batch sees the same batches. Without a seed
+    With a seed the order is shuffled. It is a function of (seed, epoch), and the augmentation one of (seed, epoch,
+    batch number), so an interrupted training that resumes after any batch sees the same batches. Without a seed
     the images come in the order of `positions`, and cannot be augmented.
 
     Images are augmented and normalised on `device`; random changes are the same on all devices, up to the rounding of
-    resampled pixels. Labels and positions stay with the CPU.
+    resampled pixels. Labels and positions stay on the CPU.
 
     Raises:
         ConfigError: if the augmentation is unknown or lacks a seed.
@@ -57,9 +57,9 @@ class Batches:
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number`, the next ones prepared by one thread while the caller uses the current one.
 
-        With `start` the first so many are left out, and cost nothing; the others are what they would be with them.
+        With `start`, that many batches at the beginning are skipped at no cost; the others are unchanged.
 
-        The thread ends with the iterator, however that ends: run out, closed or forgotten.
+        The thread ends with the iterator, whether that is exhausted, closed or deleted.
 
         Raises:
             DataError: where an image cannot be read or does not fit the preprocessing.
@@ -81,10 +81,10 @@ class Batches:
             pool.shutdown(cancel_futures=True)
 
     def _prepare(self, indices: Tensor, epoch: int, batch_number: int) -> Batch:
-        images = self.images.batch(indices).to(self.device)  # as bytes, a quarter of what normalised ones are
+        images = self.images.batch(indices).to(self.device)  # as bytes, a quarter of the size of normalised images
         if self.seed is not None:
             generator = _generator(self.seed, epoch, 1 + batch_number)
-            # Frames over time become channels of one image, so that all of a recording change alike.
+            # Frames over time become channels of one image, so that all frames of a recording change alike.
             merged = images.flatten(1, -3)
             changed = AUGMENTATIONS[self.augmentation].apply(merged, self.preprocessing.size, generator)
             images = changed.unflatten(1, images.shape[1:-2])

@@ -29,9 +29,9 @@ class Access:
 
     Attributes:
         folder: where its files are; None if the user gave none.
-        download: fetch what is missing.
+        download: fetch missing files.
         memory_limit: bytes that decoded files may take; None: a quarter of the machine's memory.
-        say: is told of work that takes long.
+        say: receives messages about work that takes long.
     """
 
     folder: Path | None
@@ -46,14 +46,14 @@ Reader = Callable[[Access, int | None, Binning | None], ImageData]
 
 @dataclass(frozen=True)
 class DataSet:
-    """How to load a data set, and how the papers prepare it.
+    """An entry of `DATASETS`: how to load a data set, and how it is preprocessed by default.
 
     Attributes:
-        size: default side of the images that a network sees, pixels; None: that of the first image.
+        size: default height and width of a network's input, pixels; None: those of the first image.
         mean, std: per channel, for pixels in [0, 1].
-        augmentation: the default one for training.
+        augmentation: default for training.
         read: reads the files.
-        margin: stored side / side that a network sees. More than 1: evaluation takes the centre, augmentation any part.
+        margin: stored size / size of the network's input. Above 1, evaluation crops the centre, augmentation any part.
         frames: default number of frames that a recording is binned to; None: the data are images, not events.
     """
 
@@ -68,7 +68,7 @@ class DataSet:
     frames: int | None = None
 
     def preprocessing(self, data: ImageData) -> Preprocessing:
-        """What turns the images of `data`, loaded from this data set at any size, into a network's input."""
+        """The preprocessing of `data`, loaded from this data set at any size."""
         return Preprocessing(round(data.train.shape[-1] / self.margin), self.mean, self.std)
 
 
@@ -83,7 +83,7 @@ def load(
     event_binning: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> ImageData:
-    """A data set of the registry.
+    """Load a data set of the registry.
 
     Args:
         name: in `DATASETS`.
@@ -91,18 +91,18 @@ def load(
             `dvs-gesture` and `cifar10-dvs` that of tonic's, by default $HYBRIDSNN_DATA or else
             ~/.cache/hybridsnn/data; for `imagefolder` and `imagenet` the one that holds
             `train`, without default; `digits` needs none.
-        download: fetch what is missing, where that is possible.
-        size: side of the images that the network will see, pixels; None: the data set's own.
+        download: fetch missing files, where that is possible.
+        size: height and width of the network's input, pixels; None: the data set's own.
         memory_limit: bytes that decoded image files may take before they are decoded batch by batch instead;
             None: a quarter of the machine's memory.
         event_frames: how many frames recordings are binned to; None: the data set's own. Not for images.
         event_binning: in `BINNINGS`; None: equal windows of time. Not for images.
-        say: is told of work that takes long.
+        say: receives messages about work that takes long.
 
     Raises:
         ConfigError: if there is no such data set or binning, a number is not positive, images are to be binned, or
             recordings are to be enlarged.
-        DataError: if it is missing or damaged.
+        DataError: if the data set is missing or damaged.
     """
     dataset = look_up(DATASETS, name, "dataset")
     side = dataset.size if size is None else size
@@ -131,7 +131,7 @@ def _binning(dataset: DataSet, size: int | None, frames: int | None, by: str | N
 
 
 def default_folder() -> Path:
-    """Where data sets are looked for if nothing else is said."""
+    """The default folder of data sets."""
     return Path(os.environ.get("HYBRIDSNN_DATA") or "~/.cache/hybridsnn/data").expanduser()
 
 
@@ -198,8 +198,7 @@ def _required(name: str, access: Access) -> Path:
 
 
 GREY_HALF, COLOUR_HALF = (0.5,), (0.5, 0.5, 0.5)
-# A network sees counts of events times a constant: 1 stands for this many, about what a pixel counts in one of ten
-# frames if it counts anything.
+# Counts of events are divided by a constant: about the count of an active pixel in one of ten frames.
 NO_EVENTS, TWO_EVENTS, FOUR_EVENTS = (0.0, 0.0), (2 / 255, 2 / 255), (4 / 255, 4 / 255)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -216,9 +215,9 @@ DATASETS: dict[str, DataSet] = {
                 32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR10)),
         DataSet("cifar100", "60,000 colour images, 32 x 32, 100 classes",
                 32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR100)),
-        DataSet("imagefolder", "your own images: train/<class>/* and test/<class>/* or val/<class>/*",
+        DataSet("imagefolder", "your own images in train/<class>/* and test/<class>/* or val/<class>/*",
                 None, COLOUR_HALF, COLOUR_HALF, "crop-flip", _image_folder),
-        DataSet("imagenet", "ImageNet unpacked as train/<class>/* and val/<class>/*, resized to 256, seen at 224",
+        DataSet("imagenet", "ImageNet unpacked as train/<class>/* and val/<class>/*, resized to 256, cropped to 224",
                 224, IMAGENET_MEAN, IMAGENET_STD, "resized-crop-flip", _imagenet, margin=256 / 224),
         DataSet("nmnist", "70,000 digits, event camera, 34 x 34, 10 classes; through tonic",
                 34, NO_EVENTS, TWO_EVENTS, "shift", _recorded(NMNIST), frames=10),

@@ -1,4 +1,4 @@
-"""Recordings of event cameras as frames of counts, binned once and kept on disk."""
+"""Recordings of event cameras as frames of event counts, binned once and cached on disk."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VERSION = 1  # of the binning; a new number leaves old files aside
+VERSION = 1  # of the binning; a new number invalidates cached files
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,9 +17,9 @@ class Events:
     """One recording, all int64 [N], in the order recorded.
 
     Attributes:
-        times: of any unit.
-        polarities: 0 where it became darker, 1 where brighter.
-        rows, columns: of the sensor.
+        times: in any unit.
+        polarities: 0 for darker, 1 for brighter.
+        rows, columns: pixel of the sensor.
     """
 
     times: np.ndarray
@@ -30,12 +30,12 @@ class Events:
 
 @dataclass(frozen=True)
 class Binning:
-    """How a recording becomes frames.
+    """How a recording is binned into frames.
 
     Attributes:
-        frames: how many, T.
+        frames: number of frames, T.
         by: in `BINNINGS`.
-        size: side of the frames, pixels; at most that of the sensor. What falls into one pixel is summed.
+        size: height and width of the frames, pixels; at most those of the sensor, whose pixels are then merged.
     """
 
     frames: int
@@ -43,7 +43,7 @@ class Binning:
     size: int
 
     def __call__(self, events: Events, sensor: int) -> np.ndarray:
-        """Counts of events: uint8 [T, 2, size, size], no event lost except above 255 in one place.
+        """Counts of events: uint8 [T, 2, size, size]; a count above 255 is clipped.
 
         Args:
             sensor: side of the sensor, pixels.
@@ -79,7 +79,7 @@ class EventImages:
     Attributes:
         frames: uint8 [N, T, C, H, W], in memory or mapped from a file.
         labels: int64 [N].
-        source: tells the recordings and their binning from others.
+        source: a hash that identifies the recordings and their binning.
     """
 
     frames: np.ndarray
@@ -101,16 +101,16 @@ class EventImages:
         yield self.source.encode()
 
 
-def kept(path: Path, shape: tuple[int, ...], make: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+def cached(path: Path, shape: tuple[int, ...], make: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
     """The uint8 array of this shape in a .npy file, mapped into memory.
 
-    It is made first, from the rows that `make` gives, if there is no such file or it is damaged. Where the file cannot
-    be written the array stays in memory.
+    If the file is missing or damaged, it is first written from the rows that `make` yields. Where it cannot be
+    written, the array stays in memory.
     """
     try:
         return _mapped(path, shape)
     except (OSError, ValueError):
-        pass  # not there, cut off, or of something else
+        pass  # missing, truncated, or another array
     try:
         _write(path, shape, make())
         return _mapped(path, shape)
@@ -126,7 +126,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _write(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> None:
-    """Under a temporary name first, so that nobody opens half a file; row by row, so that memory does not matter."""
+    """Write row by row, so that memory stays small, under a temporary name, so that no reader opens a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

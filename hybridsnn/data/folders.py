@@ -19,13 +19,13 @@ def load_folder(name: str, folder: Path, size: int | None, memory_limit: int | N
     that has class folders is the test set; the validation set is always taken from `train`.
 
     Args:
-        name: of the data set, for people.
+        name: of the data set, for messages.
         folder: the one that holds `train`.
-        size: side of the squares, pixels; None: the shorter side of the first training image.
+        size: height and width, pixels; None: the shorter side of the first training image.
         memory_limit: bytes that the decoded images may take; None: a quarter of the machine's memory.
 
     Raises:
-        DataError: if folders are missing, empty or at odds, or an image is damaged.
+        DataError: if folders are missing or empty, their classes differ, or an image is damaged.
     """
     remedy = "Give the folder that holds them: --data FOLDER"
     if not folder.is_dir():

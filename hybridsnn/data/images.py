@@ -1,4 +1,4 @@
-"""Labelled images in memory or in files, and the data set they make up."""
+"""Labelled images in memory or in files, and data sets of them."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from hybridsnn.errors import DataError
 
-FILES_PER_TASK = 4  # few enough to keep every core busy on one batch, enough to be worth waking a thread for
+FILES_PER_TASK = 4  # small enough to keep every core busy on one batch, large enough to be worth a thread
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 class Images(Protocol):
-    """Images of one size with their labels, read by position.
+    """Images of one size and their labels, read by position.
 
     Attributes:
         labels: int64 [N], each 0 to the number of classes - 1.
@@ -39,7 +39,7 @@ class Images(Protocol):
     def batch(self, positions: Tensor) -> Tensor:
         """The raw images at `positions` (int64 [B]): uint8 [B, C, H, W], or [B, T, C, H, W] if they are frames.
 
-        They are where the images are held.
+        They are on the device that holds the images.
 
         Raises:
             DataError: if a file that holds one of them cannot be read.
@@ -47,7 +47,7 @@ class Images(Protocol):
         ...
 
     def identity(self) -> Iterator[bytes | memoryview]:
-        """What tells these images from others, for the fingerprint. Quick: no image is decoded for it."""
+        """Bytes that identify these images, for the fingerprint; quick, since no image is decoded."""
         ...
 
 
@@ -99,13 +99,13 @@ class FileImages:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set: images to train on, images to test on, and what they show.
+    """A loaded data set: training images, test images, and the names of their classes.
 
     Attributes:
         name: registry name; for a folder of images `imagefolder:<folder name>`.
         classes: the name of each label.
         fingerprint: SHA-256 over classes, labels and pixels (of files decoded batch by batch and of
-            recordings: names and sizes) that tells whether two runs saw the same data.
+            recordings: names and sizes), which identifies the data of a run.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From raw images to what a network sees."""
+"""Preprocessing: raw images to the input of a network."""
 
 from dataclasses import dataclass
 
@@ -32,8 +32,8 @@ class Preprocessing:
         """Normalised images.
 
         Args:
-            images: [..., C, H, W], uint8 or float, values 0 to 255, H and W at least `size`. Frames over time, which
-                hold counts of events, are scaled in the same way.
+            images: [..., C, H, W], uint8 or float, values 0 to 255, H and W at least `size`. Frames of event counts
+                are normalised in the same way.
 
         Returns:
             float32 [..., C, size, size].
@@ -62,6 +62,6 @@ class Preprocessing:
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
-    """The middle of every image: [..., H, W] -> a view [..., size, size]; H and W at least `size`."""
+    """The centre of each image: [..., H, W] -> a view [..., size, size]; H and W at least `size`."""
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]

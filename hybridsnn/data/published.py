@@ -1,4 +1,4 @@
-"""Well-known data sets in the layout of torchvision, which reads and fetches them."""
+"""Published data sets in the layout of torchvision, which reads and downloads them."""
 
 import pickle
 import struct
@@ -12,7 +12,7 @@ import torch
 from hybridsnn.data.images import ImageData, MemoryImages, image_data
 from hybridsnn.errors import DataError
 
-# What torchvision and the readers below it raise on missing or damaged files.
+# The exceptions of torchvision and its readers for missing or damaged files.
 READING_ERRORS = (
     RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, EOFError, OSError,
     struct.error, zlib.error, pickle.UnpicklingError,
@@ -21,10 +21,10 @@ READING_ERRORS = (
 
 @dataclass(frozen=True)
 class Published:
-    """A data set that torchvision knows.
+    """A data set of torchvision.
 
     Attributes:
-        name: in our registry.
+        name: in `DATASETS`.
         torchvision_name: of the class in `torchvision.datasets`.
         folder: below the data root.
         files: in that folder.
@@ -38,11 +38,11 @@ class Published:
     shape: tuple[int, int, int]
 
     def load(self, root: Path, download: bool) -> ImageData:
-        """Both parts, in memory.
+        """Training and test images, in memory.
 
         Args:
             root: torchvision's root: `root/MNIST/raw`, `root/cifar-10-batches-py` and so on.
-            download: fetch what is missing.
+            download: fetch missing files.
 
         Raises:
             DataError: if the files are missing, packed, damaged, or could not be fetched.

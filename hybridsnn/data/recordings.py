@@ -1,4 +1,4 @@
-"""Well-known recordings of event cameras in the layout of tonic, which reads and fetches them."""
+"""Published data sets of event cameras in the layout of tonic, which reads and downloads them."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybridsnn.data.events import VERSION, Binning, EventImages, Events, kept
+from hybridsnn.data.events import VERSION, Binning, EventImages, Events, cached
 from hybridsnn.data.images import ImageData, image_data
 from hybridsnn.errors import ConfigError, DataError
 
@@ -20,17 +20,17 @@ Listing = list[tuple[str, int]]  # files, relative to the folder of the data set
 
 @dataclass(frozen=True)
 class Recordings:
-    """A data set that tonic knows.
+    """A data set of tonic.
 
     Attributes:
-        name: in our registry.
+        name: in `DATASETS`.
         tonic_name: of the class in `tonic.datasets`, and of its folder.
-        sensor: its side, pixels.
+        sensor: height and width of the sensor, pixels.
         classes: the name of each label.
-        layout: of the files in that folder, for people.
-        splits: the training and the test files of a folder, each in a fixed order; empty where there are none.
-        read: one of them; raises anything where it cannot.
-        parts: what tonic's class is called with to fetch everything.
+        layout: description of the files in that folder, for messages.
+        splits: lists the training and the test files of a folder, each in a fixed order; empty if there are none.
+        read: reads one of these files; may raise any exception.
+        parts: arguments of tonic's class to download each part.
     """
 
     name: str
@@ -43,15 +43,15 @@ class Recordings:
     parts: tuple[dict[str, bool], ...] = ({"train": True}, {"train": False})
 
     def load(self, root: Path, download: bool, binning: Binning, cache: Path, say: Callable[[str], None]) -> ImageData:
-        """Both parts, mapped from files in `cache`, where they are made on the first call.
+        """Training and test images, mapped from files in `cache`, which the first call writes.
 
-        Only the names and sizes of the recordings are looked at when those files are there.
+        Later calls look only at the names and sizes of the recordings.
 
         Args:
-            root: tonic's folder, which holds one for each data set; or that one itself.
-            download: fetch what is missing.
-            cache: the folder of binned recordings.
-            say: is told when recordings are being binned.
+            root: tonic's folder of data sets, or that of this data set.
+            download: fetch missing recordings.
+            cache: folder of binned recordings.
+            say: receives a message when recordings are being binned.
 
         Raises:
             ConfigError: if frames larger than the sensor are asked for.
@@ -95,7 +95,7 @@ class Recordings:
             for path, _ in listing:
                 yield binning(self._events(folder / path), self.sensor)
 
-        array = kept(file, (len(listing), binning.frames, 2, binning.size, binning.size), frames)
+        array = cached(file, (len(listing), binning.frames, 2, binning.size, binning.size), frames)
         return EventImages(array, torch.tensor([label for _, label in listing]), source)
 
     def _events(self, path: Path) -> Events:
@@ -104,7 +104,7 @@ class Recordings:
             _check(events, self.sensor)
         except ImportError as error:
             raise self._not_installed(error) from error
-        except Exception as error:  # readers raise what they like, Exception itself included
+        except Exception as error:  # readers raise any exception, Exception itself included
             raise DataError(
                 f"{path}: not a readable recording ({_reason(error)}). Replace or remove this file"
             ) from error
@@ -131,7 +131,7 @@ class Recordings:
         )
 
     def _not_installed(self, error: ImportError) -> DataError:
-        return DataError(f"{self.name}: cannot be had without tonic ({_reason(error)}). Run: {EXTRA}")
+        return DataError(f"{self.name}: needs tonic ({_reason(error)}). Run: {EXTRA}")
 
 
 def _reason(error: Exception) -> str:
@@ -147,12 +147,12 @@ def _check(events: Events, sensor: int) -> None:
 
 
 def _fields(recording: Any) -> Events:
-    """Of a structured array as tonic makes it."""
+    """The events of a structured array of tonic."""
     return Events(*(recording[field].astype(np.int64) for field in ("t", "p", "y", "x")))
 
 
 def _names(folder: Path, suffix: str = "") -> list[str]:
-    """What a folder holds, sorted, with numbers in the order of numbers: 10 comes after 9."""
+    """The names in a folder, in natural order: 10 comes after 9."""
     try:
         names = [entry.name for entry in folder.iterdir()]
     except OSError:
@@ -227,7 +227,7 @@ def _read_cifar(path: Path) -> Events:
     try:
         recording = read_aedat4(str(path))
     except BaseException as error:
-        if type(error).__name__ == "PanicException":  # what a damaged file gives in Rust is no Exception
+        if type(error).__name__ == "PanicException":  # a damaged file raises this from Rust, and it is no Exception
             raise ValueError(str(error)) from error
         raise
     recording.dtype.names = ["t", "x", "y", "p"]  # aedat calls the last one 'on'

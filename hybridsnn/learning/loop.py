@@ -28,7 +28,7 @@ from hybridsnn.model import SpikingModel
 
 
 class Source(Protocol):
-    """Batches that are a function of the epoch's number; `start` leaves out that many of the first."""
+    """Batches that are a function of the number of the epoch; `start` skips that many."""
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]: ...
     def __len__(self) -> int: ...
@@ -61,28 +61,28 @@ def fit(
     say: Callable[[str], None] = lambda text: None,
     time_is_up: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
-    """Train a model in place; it ends with the weights that were best on the validation split, at the start or after
-    any epoch; of equals, the last.
+    """Train a model in place; it ends with the weights of the best validation accuracy, before training or after any
+    epoch; the last of equals.
 
     An interrupted or killed training resumes from the checkpoint in `folder`, which may lie within an epoch, and ends
     with the same weights and metrics. At least one batch is trained on before the next interruption.
 
     Args:
-        rule: fills the gradients of a batch.
-        encode: (batch, epoch) to the inputs the rule expects, on the device.
-        validate: gives `loss` and `accuracy` on the validation split; None keeps the last epoch.
+        rule: computes the gradients of a batch.
+        encode: (batch, epoch) to the inputs of the rule, on the device.
+        validate: returns `loss` and `accuracy` on the validation split; None keeps the last epoch.
         folder: for checkpoints.
-        own_rates: of thresholds and leaks.
-        project: called after each update, to bring thresholds and leaks back into their bounds.
+        own_rates: parameters with their own learning rates: thresholds and leaks.
+        project: called after each update, to project thresholds and leaks into their bounds.
         track, say: progress.
         time_is_up: asked after each batch and each epoch: whether to save a checkpoint and raise `OutOfTimeError`.
 
     Returns:
-        rows of metrics with `epoch`, `split`, `metric`, `value`; the last, `kept-epoch`, says whose weights were kept,
-        and `peak-live-bytes` of epoch 1 what forward and backward pass of the first batch needed.
+        rows of metrics with `epoch`, `split`, `metric`, `value`; the last, `kept-epoch`, is the epoch whose weights
+        were kept; `peak-live-bytes` of epoch 1 is the peak memory of the first training step.
 
     Raises:
-        ConfigError: if the loss stops being a number.
+        ConfigError: if the loss is not finite.
         ArtifactError: if the checkpoint is damaged.
         OutOfTimeError: if the time limit is reached before the end.
     """
@@ -91,7 +91,7 @@ def fit(
         return []
     if length == 0:
         raise ConfigError("batch_size: larger than the training split; give a smaller one")
-    fabric.to_device(model)  # at once: what an optimiser remembers is restored to where the weights are
+    fabric.to_device(model)  # first, since the state of the optimiser is restored to the device of the weights
     optimiser = optimisation.build(model, own_rates)
     kept = TrainingState.load(folder)
     state = kept or TrainingState()
@@ -130,7 +130,7 @@ def fit(
     memory = LiveMemory()
 
     def train(epoch: int) -> dict[str, float]:
-        """The batches of an epoch that are not done yet, and the means over all."""
+        """Train on the remaining batches of an epoch; returns the means over all."""
         wrapped.train()
         torch.manual_seed(seed_of(seed, epoch))
         restore_random_states(state.random, fabric.device)
@@ -182,7 +182,7 @@ def fit(
 
     if kept is None:
         start = measure()
-        if start:  # the weights it starts with are a candidate too: training is never for the worse
+        if start:  # the initial weights are a candidate too, so that training never makes the network worse
             state.record(0, start, model)
             say(_line(0, epochs, start))
     for epoch in range(state.epoch, epochs):

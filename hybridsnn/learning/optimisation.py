@@ -20,12 +20,14 @@ class Schedule:
 
 
 SCHEDULES = {
-    "constant": Schedule("the same throughout", lambda progress: 1.0),
+    "constant": Schedule("constant learning rate", lambda progress: 1.0),
     "step": Schedule(
-        "divided by 10 after 60, 80 and 90 % of the steps (hybrid paper)",
+        "divided by 10 after 60, 80 and 90 % of the training (hybrid paper)",
         lambda progress: 0.1 ** sum(progress >= mark for mark in (0.6, 0.8, 0.9)),
     ),
-    "cosine": Schedule("half a cosine down to 0", lambda progress: 0.5 * (1 + math.cos(math.pi * progress))),
+    "cosine": Schedule(
+        "half a cosine from the initial learning rate to 0", lambda progress: 0.5 * (1 + math.cos(math.pi * progress))
+    ),
 }
 
 

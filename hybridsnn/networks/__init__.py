@@ -15,15 +15,15 @@ from hybridsnn.registry import look_up
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build a network again; plain values, kept in `model.json`.
+    """All that is needed to build a network; plain values, kept in `model.json`.
 
     Attributes:
         name: in `NETWORKS`, or `timm:NAME`, `torchvision:NAME`.
         input_shape: (channels, height, width).
-        classes: outputs.
+        classes: number of outputs.
         batch_norm: after each convolution.
-        width: factor on all channels (the papers' nets have 1).
-        dropout: None takes the network's own.
+        width: factor on the channels of every layer (1 in the papers).
+        dropout: probability; None: the network's own.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Network:
 
     Attributes:
         build: from a specification to a module.
-        smallest: the smallest side of an image it accepts.
+        smallest: the least height and width of its images, pixels.
     """
 
     summary: str
@@ -91,7 +91,7 @@ def _vgg(name: str, hidden: int) -> Network:
         )
 
     layers = [str(entry) for entry in plan]
-    summary = f"hybrid paper: {' '.join(layers)}, linear {hidden}-{hidden}"
+    summary = f"hybrid paper: convolutions {' '.join(layers)} (A: average pool), linear layers {hidden}-{hidden}"
     return Network(summary, build, 2 ** plan.count(POOL))
 
 

@@ -12,7 +12,7 @@ LIBRARIES = ("timm", "torchvision")
 
 
 def is_external(name: str) -> bool:
-    """Whether a network's name points into another library."""
+    """Whether a name is that of a network of another library."""
     return name.partition(":")[0] in LIBRARIES and ":" in name
 
 

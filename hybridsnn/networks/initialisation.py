@@ -1,4 +1,4 @@
-"""How networks start."""
+"""Initial weights."""
 
 import math
 

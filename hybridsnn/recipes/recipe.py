@@ -57,7 +57,7 @@ class RecipeFile(StageConfig):
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a recipe; `name` is also what its artifact is called, `sources` are the steps it reads."""
+    """One stage of a recipe; `name` is also the name of its artifact, `sources` are the steps it reads."""
 
     name: str
     stage: Stage
@@ -81,7 +81,7 @@ class Recipe:
         return self.name if self.preset == FULL else f"{self.name}-{self.preset}"
 
     def before(self, step: Step) -> list[Step]:
-        """The steps from which a step is made, itself included, in the order they run."""
+        """A step and all that it is made from, in the order they run."""
         wanted = {step.name}
         for earlier in reversed(self.steps):
             if earlier.name in wanted:
@@ -138,7 +138,7 @@ def load_recipe(
 
 
 def _read(path: Path, under: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The content of a file, laid over that of the file it is based on."""
+    """The content of a file, merged over that of the file it is based on."""
     if not path.is_file():
         beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no recipes"
         raise ConfigError(f"no such recipe; {path.parent} holds {beside}")
@@ -152,16 +152,16 @@ def _read(path: Path, under: tuple[Path, ...] = ()) -> dict[str, Any]:
     if below in under:
         raise ConfigError(f"based_on: {base} is based on itself; remove one of the two")
     try:
-        return _laid_over(_read(below, (*under, below)), values)
+        return _merged(_read(below, (*under, below)), values)
     except ConfigError as error:
         raise ConfigError(f"based_on: {base}: {error}") from None
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _laid_over(merged[key], value) if both else value
+        merged[key] = _merged(merged[key], value) if both else value
     return merged
 
 

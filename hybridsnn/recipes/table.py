@@ -220,9 +220,9 @@ def page(folder: Path) -> tuple[str, int]:
 
 PAGE = """# Results
 
-Made by `hybridsnn results docs/results` from the tables in this folder; nothing is typed by hand. A number is what the
-metrics of an evaluation say. Their hash is in its manifest, which has the hashes of what it was made from, and so on
-down to the first training: `evidence.json` holds these files, and the command stops at a number that they do not prove.
+Written by `hybridsnn results docs/results` from the tables in this folder; nothing is typed by hand. Each number is in
+the metrics of an evaluation, whose hash is in its manifest, as are the hashes of what it was made from, and so on back
+to the first training. `evidence.json` holds these files, and the command fails at a number that they do not prove.
 
 With another preset than `full`, networks are smaller than the papers' or were trained on fewer images for fewer epochs:
 compare them with the ANN of the same row.

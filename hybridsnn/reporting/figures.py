@@ -144,9 +144,9 @@ def training_figure(networks: Sequence[NetworkReport]) -> Figure | None:
     shown: dict[str, Artist] = {}  # entries of the legend, which all panels share
     for row, (label, history) in zip(all_axes, histories.items(), strict=True):
         kept = kept_epoch(history)
-        for axes, metric, unit, scale in zip(row, ("loss", "accuracy"), ("", " (%)"), (1, 100), strict=True):
+        for axes, metric, unit, factor in zip(row, ("loss", "accuracy"), ("", " (%)"), (1, 100), strict=True):
             for split, colour, dashes in (("train", COLOURS[1], (0, (3, 1))), ("validation", COLOURS[0], "-")):
-                curve = scale * by_epoch(history, metric, split)
+                curve = factor * by_epoch(history, metric, split)
                 curve = curve[np.isfinite(curve)]
                 (shown[split],) = axes.plot(
                     curve.index,

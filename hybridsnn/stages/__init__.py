@@ -1,4 +1,4 @@
-"""The stages by name, one file each: settings in, artifacts in, one artifact out."""
+"""The stages by name, one file each."""
 
 from hybridsnn.stages import convert, evaluate, finetune, load_ann, report, train_ann
 from hybridsnn.stages.base import Stage

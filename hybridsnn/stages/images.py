@@ -1,4 +1,4 @@
-"""Images for stages: opened once, split the same way every time, checked against those a network was made with."""
+"""Images for stages: loaded once, always split in the same way, checked against those a network was made with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -44,10 +44,10 @@ def outside_of_images(config: StageConfig, environment: Environment) -> Mapping[
 
 @dataclass(frozen=True)
 class LoadedImages:
-    """An opened data set, with what it takes to open it the same way again.
+    """A loaded data set, its description and its preprocessing.
 
     Attributes:
-        spec: resolved; nothing in it is left to the data set.
+        spec: resolved, so that it opens the same images again.
         device: where batches are augmented and normalised.
     """
 
@@ -57,8 +57,8 @@ class LoadedImages:
     device: torch.device = CPU
 
     def on(self, device: torch.device) -> "LoadedImages":
-        """The same for a network on a device: on a GPU, so are its batches, and images that take a quarter of the
-        free memory at most are moved there once.
+        """The same for a network on a device: on a GPU, batches are made there, and images that take at most a quarter
+        of the free memory are moved there once.
         """
         return replace(self, device=device) if device.type == "cuda" else self
 
@@ -68,7 +68,7 @@ class LoadedImages:
         return NetworkSpec(name, shape, len(self.data.classes), batch_norm, width, dropout)
 
     def description(self, network: NetworkSpec) -> ModelDescription:
-        """What `model.json` says of an ANN for these images."""
+        """The content of `model.json` for an ANN on these images."""
         return ModelDescription(
             network=network, data=self.spec, preprocessing=self.preprocessing, classes=list(self.data.classes)
         )
@@ -129,7 +129,7 @@ def _some(labels: Tensor, count: int, seed: int, where: str) -> Tensor:
 
 
 def open_new(spec: DataSpec, work: Work) -> LoadedImages:
-    """Open the data set that a first stage names, and note it for the manifest.
+    """Load the data set that a first stage names, and record it for the manifest.
 
     Raises:
         ConfigError: if the validation share leaves no image to train on, or none to validate with, or images are to
@@ -154,7 +154,7 @@ def open_new(spec: DataSpec, work: Work) -> LoadedImages:
 
 
 def open_again(description: ModelDescription, work: Work) -> LoadedImages:
-    """Open the data set that a network was made with.
+    """Load the data set that a network was made with.
 
     Raises:
         ArtifactError: if its content is no longer the same.
@@ -172,7 +172,7 @@ def open_again(description: ModelDescription, work: Work) -> LoadedImages:
 
 
 def _stored(spec: DataSpec) -> tuple[Any, ...]:
-    """What decides which images are read from disk, and at what size."""
+    """The part of a description on which the stored images depend."""
     return spec.dataset, spec.folder, spec.image_size, spec.event_frames, spec.event_binning
 
 

@@ -83,7 +83,7 @@ class ModelDescription(_Description):
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, content: Any) -> Any:
-        """Up to version 0.4.0, one mapping `images` held all that is known of the data."""
+        """Read the earlier form, in which one mapping `images` held `data`, `preprocessing` and `classes`."""
         if not isinstance(content, dict) or not isinstance(content.get("images"), dict):
             return content
         images, rest = dict(content["images"]), {key: value for key, value in content.items() if key != "images"}
@@ -170,12 +170,12 @@ def mismatch(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
 
 
 def encoder_for(name: str, preprocessing: Preprocessing) -> Encoder:
-    """An encoder whose unit is the largest pixel that can occur, so that no rate code saturates."""
+    """An encoder; a rate code is scaled by the largest possible pixel, so that it does not saturate."""
     return Encoder(name, scale=preprocessing.bound if ENCODERS[name].random else 1.0)
 
 
 def write_metrics(folder: Path, stage: str, split: str, rows: list[dict[str, Any]]) -> None:
-    """Write rows of metrics in the long form; a row's own `split` comes before the one given."""
+    """Write rows of metrics in long form; the `split` of a row, if it has one, replaces the one given."""
     frame = pd.DataFrame([{"stage": stage, "split": split, **row} for row in rows], columns=list(COLUMNS))
     whole = {column: frame[column].astype("Int64") for column in ("epoch", "step")}
     frame.assign(**whole).to_csv(folder / METRICS, index=False)

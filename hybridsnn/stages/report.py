@@ -88,7 +88,7 @@ def _provenance(artifact: Artifact, names: Mapping[Path, str], stages: Mapping[s
 
 
 def _chosen(artifact: Artifact, stages: Mapping[str, Stage]) -> dict[str, str]:
-    """The settings, as text, whose values are not the defaults that their stage has today."""
+    """The settings, as text, that differ from the present defaults of their stage."""
     stage = stages.get(artifact.manifest.stage)
     fields = stage.config.completed(artifact.config()).model_fields if stage is not None else {}
     defaults = {
