@@ -128,7 +128,7 @@ class ThroughTime(Simulation):
 
     def _fire(self, name: str, neuron: SpikingNeuron, current: Tensor) -> Tensor:
         if name not in self.runs:
-            self.runs[name] = _Run(neuron, choose(neuron.kernel, current))
+            self.runs[name] = _Run(neuron, choose(neuron.kernel, current, self.surrogate))
             self.states[name] = neuron.initial_state(current)
         state, last = self.states.pop(name), self.is_last_use()
         spikes, state = self.runs[name].fire(current, state, self.surrogate, overwrite=last)
@@ -356,7 +356,7 @@ class _Run:
     def backward(self, chunk: int, error: Tensor, surrogate: Surrogate, *, overwrite: bool) -> Tensor:
         """The errors `[T, B, *N]` of a chunk's spikes to those of its currents."""
         neuron, record = self.neuron, self.records[chunk]
-        clock = self.since_spike if surrogate.needs_membrane else self._clock(chunk)
+        clock = self._clock(chunk) if surrogate.needs_clock else self.since_spike
         error, carried, by_threshold, by_leak = self.kernel.backward(
             error, self.carried, record.bits, record.potentials, neuron.threshold.detach(), neuron.leak.detach(),
             record.membrane, clock, neuron.reset == "hard", surrogate,
