@@ -158,6 +158,12 @@ class SpikingModel(nn.Module):
         called = [str(node.target) for node in self.body.graph.nodes if node.op == "call_module"]
         return {name: module for name in called if isinstance(module := modules[name], SpikingNeuron)}
 
+    def value_bytes(self) -> int:
+        """Bytes of a number that a synapse gives, at the precision that is in force."""
+        device = next(self.parameters()).device.type
+        half = torch.is_autocast_enabled(device)
+        return (torch.get_autocast_dtype(device) if half else torch.float32).itemsize
+
     def forward(
         self,
         frames: Tensor,

@@ -83,7 +83,7 @@ class BackPropagationThroughTime:
             loss, logits = self._loss(model, model.currents(inputs[:], simulation), labels)
             backward(loss)
             return loss.detach(), logits.detach()
-        pieces = Pieces.of(model.body, inputs, self.surrogate, self.memory_budget)
+        pieces = Pieces.of(model.body, inputs, self.surrogate, self.memory_budget, model.value_bytes())
         total, outputs, first = torch.zeros((), device=labels.device), [], 0
         for samples in pieces.samples:
             part = slice(first, first + samples)

@@ -140,6 +140,7 @@ class OnlineSimulation(fx.Interpreter):
                 neuron.initial_state(current.detach().unsqueeze(0)).membrane,
                 threshold_learns=neuron.threshold.requires_grad,
                 leak_learns=neuron.leak.requires_grad,
+                current=current,
             )
         return online.step(
             current, neuron.threshold, neuron.leak, self.states[name], self.surrogate, kernel=neuron.kernel

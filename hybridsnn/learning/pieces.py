@@ -39,14 +39,14 @@ class Footprint:
     working: float
 
     @classmethod
-    def of(cls, body: fx.GraphModule, frame: Tensor, surrogate: Surrogate) -> "Footprint":
-        """For frames like this one, `[1, ...]`, of one sample."""
+    def of(cls, body: fx.GraphModule, frame: Tensor, surrogate: Surrogate, value: int = FLOAT) -> "Footprint":
+        """For frames like this one, `[1, ...]`, of one sample; `value`: bytes of what a synapse gives."""
         sizes = _Sizes(body)
         sizes.run(frame.to("meta"))
         learns_leak = any(module.leak.requires_grad for module in body.modules() if isinstance(module, SpikingNeuron))
         membranes = FLOAT * sizes.neurons if surrogate.needs_membrane or learns_leak else 0
         state = FLOAT * (sizes.neurons + sizes.masks)
-        return cls(sizes.neurons, sizes.neurons / BYTE, membranes, state, FLOAT * sizes.working)
+        return cls(sizes.neurons, sizes.neurons / BYTE, membranes, state, value * sizes.working)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,14 @@ class Pieces:
     timesteps: tuple[int, ...]
 
     @classmethod
-    def of(cls, body: fx.GraphModule, frames: Tensor | Frames, surrogate: Surrogate, budget: int | None) -> "Pieces":
+    def of(
+        cls,
+        body: fx.GraphModule,
+        frames: Tensor | Frames,
+        surrogate: Surrogate,
+        budget: int | None,
+        value: int = FLOAT,
+    ) -> "Pieces":
         """As few pieces as there can be of a run over frames `[T, B, ...]`.
 
         Of choices with as many pieces, the one that needs least.
@@ -70,13 +77,14 @@ class Pieces:
         Args:
             budget: bytes for what is kept over the run and for the work on one piece; None: the batch is not cut,
                 and for the work on a chunk there are `WORKSPACE` bytes, or 8 steps if they take more.
+            value: bytes of what a synapse gives: 2 in half precision.
 
         Raises:
             ConfigError: if the budget is too small for any.
         """
         first = frames[:1]
         batch, timesteps = first.shape[1], len(frames)
-        footprint = Footprint.of(body, first[0, :1], surrogate)
+        footprint = Footprint.of(body, first[0, :1], surrogate, value)
         if budget is not None:
             return _fewest(footprint, batch, timesteps, budget)
         fitting = int(WORKSPACE / (batch * footprint.working))

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from hybridsnn.encoders import Frames, constant_in_time
+from hybridsnn.kernels import pooling
 from hybridsnn.kernels.neuron import Kernel, Surrogate, choose
 from hybridsnn.kernels.synapse.learning import LearningSynapse, add_gradient, learning_synapse
 from hybridsnn.model import SYNAPSES, Simulation
@@ -165,7 +166,7 @@ class ThroughTime(Simulation):
         if _calls(self.module, node, nn.AvgPool2d):
             (source,) = node.all_input_nodes
             pool, shape = self.fetch_attr(str(node.target)), self.forms[source].shape
-            passed = _through_pool(pool, error, shape, overwrite=node not in self.shared)
+            passed = _through_pool(pool, error, shape)
             if passed is not None:
                 self._send(source, passed)
                 return
@@ -398,13 +399,13 @@ def cuts_in_time(body: fx.GraphModule) -> bool:
     return placeholders == 1 and not loose
 
 
-def _through_pool(pool: Any, error: Tensor, shape: torch.Size, *, overwrite: bool) -> Tensor | None:
+def _through_pool(pool: Any, error: Tensor, shape: torch.Size) -> Tensor | None:
     """The error `[N, C, H, W]` of an average pool to that of its input `[N, *shape]`, channels-last.
 
     None if windows overlap or do not tile the picture. PyTorch's own would need an input to know the order in memory.
     """
     high, wide = (pool.kernel_size,) * 2 if isinstance(pool.kernel_size, int) else pool.kernel_size
-    batch, channels, rows, columns = error.shape
+    _, channels, rows, columns = error.shape
     if (
         pool.stride not in (pool.kernel_size, (high, wide))
         or pool.padding not in (0, (0, 0))
@@ -412,10 +413,7 @@ def _through_pool(pool: Any, error: Tensor, shape: torch.Size, *, overwrite: boo
         or shape != (channels, rows * high, columns * wide)
     ):
         return None
-    share = error.div_(high * wide) if overwrite else error / (high * wide)
-    share = share.permute(0, 2, 3, 1).reshape(batch, rows, 1, columns, 1, channels)
-    spread = share.expand(batch, rows, high, columns, wide, channels).reshape(batch, *shape[1:], channels)
-    return spread.permute(0, 3, 1, 2)
+    return pooling.spread(error, high, wide)
 
 
 def _learning_nodes(body: fx.GraphModule) -> set[fx.Node]:

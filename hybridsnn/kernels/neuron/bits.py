@@ -13,6 +13,7 @@ from hybridsnn.kernels.threads import over_ranges
 
 BLOCK = 1024  # neurons per block: what loops know of one block stays in the first-level cache
 THREAD = 128 * BLOCK  # neurons, times steps, that are worth waking a thread for: it takes a tenth of a millisecond
+LATEST = np.array([byte.bit_length() - 1 for byte in range(256)], np.float32)  # step of a byte that fired last, or -1
 
 
 def worth_a_thread(steps: int) -> int:

@@ -17,6 +17,12 @@ def supports(current: Tensor) -> bool:
     return current.device.type == "cpu" and current.dtype.is_floating_point
 
 
+def _state(layout: Layout, values: Tensor) -> Tensor:
+    """`[B, *N]` as `[neurons]` in the order of memory, or as `[1]` if all are one number."""
+    same = values.numel() > 0 and not any(values.stride())
+    return values.flatten()[:1] if same else layout.row(values)
+
+
 def forward(
     current: Tensor,
     threshold: Tensor,
@@ -45,7 +51,7 @@ def forward(
     over_ranges(
         cpu_loops.forward, neurons, worth_a_thread(steps),
         array(rows), level.contiguous().numpy(), level_group, decay.contiguous().numpy(), decay_group,
-        layout.row(membrane).to(wide).numpy(), layout.row(since_spike).numpy(), hard_reset,
+        _state(layout, membrane).to(wide).numpy(), _state(layout, since_spike).numpy(), hard_reset,
         array(spikes), bits.numpy(), kept.numpy(), final_membrane.numpy(), final_since.numpy(),
     )  # fmt: skip
     return (
@@ -79,8 +85,8 @@ def backward(
     level, level_group = layout.group(threshold.to(wide))
     decay, decay_group = layout.group(leak.to(wide))
     shape = SHAPES[shape_of(surrogate, SHAPES, "numba")]
-    clock = layout.row(since_spike)
-    steps, neurons = len(grad_spikes), len(clock)
+    clock = _state(layout, since_spike)
+    steps, neurons = len(grad_spikes), bits[0].numel()
     if grad_spikes.stride(0) == 0:
         grad_spikes = grad_spikes.contiguous()  # a row for each step
     nothing = torch.empty(0, dtype=wide)

@@ -9,9 +9,11 @@ have to ask each time.
 import numba
 import numpy as np
 
-from hybridsnn.kernels.neuron.bits import BLOCK, spikes_of
-from hybridsnn.kernels.neuron.halves import narrowed, one_of, widened
+from hybridsnn.kernels.neuron.bits import BLOCK, LATEST, spikes_of
+from hybridsnn.kernels.neuron.halves import one_of, stored, widen
 from hybridsnn.kernels.neuron.slopes import SPIKE_TIME, heights, slopes
+
+LINE = BLOCK + 80  # from one line to the next: not a multiple of 4096 bytes, at which a load waits for a store
 
 
 @numba.njit(cache=True)
@@ -51,56 +53,72 @@ def forward(  # type: ignore[no-untyped-def]
     final_membrane,
     final_since,
 ):
-    """Spikes may be the memory of the currents: each row is read before it is written."""
+    """Spikes may be the memory of the currents: each row is read before it is written.
+
+    States that are the same for all neurons come as arrays of one.
+    """
     steps = spikes.shape[0]
-    zero, one = membrane.dtype.type(0), membrane.dtype.type(1)
-    work = np.empty(8 * BLOCK, membrane.dtype)
-    level, keep, rest, clock, value, out, byte = 0, BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK, 5 * BLOCK, 6 * BLOCK
-    wide = work[7 * BLOCK :]
+    zero = membrane.dtype.type(0)
+    work = np.empty(6 * LINE, membrane.dtype)
+    level, keep, rest, clock, byte, entering = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE, 5 * LINE
     for low in range(begin, end, BLOCK):
         high = min(end, low + BLOCK)
         size = high - low
         spread(threshold, threshold_group, low, work[level : level + size])
         spread(leak, leak_group, low, work[keep : keep + size])
-        work[rest : rest + size] = membrane[low:high]
-        work[clock : clock + size] = since[low:high]  # counts as floats, which fill the same vectors as the membranes
+        if membrane.size == 1:
+            work[rest : rest + size] = membrane[0]
+        else:
+            work[rest : rest + size] = membrane[low:high]
+        if since.size == 1:
+            work[clock : clock + size] = since[0]
+        else:
+            work[clock : clock + size] = since[low:high]
         work[byte : byte + size] = zero
         for t in range(steps):
             # A current that is the same at every step comes as a single row.
-            row = widened(current[t if current.shape[0] > 1 else 0, low:high], wide)
-            for i in range(size):
-                work[value + i] = work[keep + i] * work[rest + i] + row[i]
+            widen(current[t if current.shape[0] > 1 else 0, low:high], work[entering : entering + size])
             if potentials.shape[0] > 0:
-                potentials[t, low:high] = work[value : value + size]
+                potential = potentials[t, low:high]
+                for i in range(size):
+                    potential[i] = work[keep + i] * work[rest + i] + work[entering + i]
+            spike, weight = spikes[t, low:high], membrane.dtype.type(1 << (t & 7))
+            none, single = spike.dtype.type(0), one_of(spike)
             # One loop for each reset, without branches inside.
             if hard:
                 for i in range(size):
-                    fired = work[value + i] >= work[level + i]
-                    work[out + i] = one if fired else zero
-                    work[rest + i] = zero if fired else work[value + i]
-                    work[clock + i] = one if fired else work[clock + i] + one
+                    value = work[keep + i] * work[rest + i] + work[entering + i]
+                    fired = value >= work[level + i]
+                    work[rest + i] = zero if fired else value
+                    work[byte + i] += weight if fired else zero
+                    spike[i] = single if fired else none
             else:
                 for i in range(size):
-                    fired = work[value + i] >= work[level + i]
-                    work[out + i] = one if fired else zero
-                    work[rest + i] = work[value + i] - (work[level + i] if fired else zero)
-                    work[clock + i] = one if fired else work[clock + i] + one
-            spike = spikes[t, low:high]
-            none, single = spike.dtype.type(0), one_of(spike)
-            for i in range(size):
-                spike[i] = single if work[out + i] > zero else none
-            if bits.shape[0] > 0:
-                weight = membrane.dtype.type(1 << (t & 7))
+                    value = work[keep + i] * work[rest + i] + work[entering + i]
+                    fired = value >= work[level + i]
+                    work[rest + i] = value - (work[level + i] if fired else zero)
+                    work[byte + i] += weight if fired else zero
+                    spike[i] = single if fired else none
+            if t & 7 == 7 or t == steps - 1:
+                # Clocks go on by what the byte says: less to do than at every step.
+                count = membrane.dtype.type((t & 7) + 1)
                 for i in range(size):
-                    work[byte + i] += weight * work[out + i]
-                if t & 7 == 7 or t == steps - 1:
+                    latest = LATEST[np.int32(work[byte + i])]
+                    work[clock + i] = count - latest if latest >= zero else work[clock + i] + count
+                if bits.shape[0] > 0:
                     word = bits[t >> 3, low:high]
                     for i in range(size):
                         word[i] = np.uint8(np.int32(work[byte + i]))
-                    work[byte : byte + size] = zero
+                work[byte : byte + size] = zero
         final_membrane[low:high] = work[rest : rest + size]
         for i in range(size):
             final_since[low + i] = np.int32(work[clock + i])
+
+
+@numba.njit(cache=True, nogil=True)
+def _add(one, other, total):  # type: ignore[no-untyped-def]
+    for i in range(total.size):
+        total[i] = one[i] + other[i]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -130,10 +148,10 @@ def backward(  # type: ignore[no-untyped-def]
     """Gradients of currents may be the memory of those of spikes: a block's rows are all read before one is written."""
     steps = grad_current.shape[0]
     zero, one = grad_membrane.dtype.type(0), grad_membrane.dtype.type(1)
-    work = np.empty((11 + steps) * BLOCK, grad_membrane.dtype)
-    level, keep, width, scale, slope, spike = 0, BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK, 5 * BLOCK
-    decayed, carried, by_threshold, by_leak, first = 6 * BLOCK, 7 * BLOCK, 8 * BLOCK, 9 * BLOCK, 11 * BLOCK
-    wide = work[10 * BLOCK : 11 * BLOCK]
+    work = np.empty(11 * LINE, grad_membrane.dtype)
+    lines = np.empty((steps, LINE), grad_membrane.dtype)
+    level, keep, width, scale, slope, spike = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE, 5 * LINE
+    decayed, carried, by_threshold, by_leak, total = 6 * LINE, 7 * LINE, 8 * LINE, 9 * LINE, 10 * LINE
     for low in range(begin, end, BLOCK):
         high = min(end, low + BLOCK)
         size = high - low
@@ -142,15 +160,17 @@ def backward(  # type: ignore[no-untyped-def]
         heights(work[level : level + size], height, relative, work[width : width + size], work[scale : scale + size])
         if shape == SPIKE_TIME:
             for i in range(size):
-                work[decayed + i] = table[since[low + i]]
+                work[decayed + i] = table[since[0 if since.size == 1 else low + i]]
         # Forward in time: the gradient that enters the membrane at each step, spike gradient times slope.
         for t in range(steps):
+            entering = lines[t, :size]
+            widen(grad_spikes[t, low:high], entering)
             if shape == SPIKE_TIME:
                 # exp(-decay * steps since the last spike), a factor a step
-                spikes_of(bits[t >> 3, low:high], t, work[spike : spike + size])
+                word, mask = bits[t >> 3, low:high], np.uint8(1 << (t & 7))
                 for i in range(size):
-                    work[slope + i] = work[scale + i] * work[decayed + i]
-                    work[decayed + i] = table[1] * (one if work[spike + i] > zero else work[decayed + i])
+                    entering[i] *= work[scale + i] * work[decayed + i]
+                    work[decayed + i] = table[1] * (one if word[i] & mask != 0 else work[decayed + i])
             else:
                 slopes(
                     shape,
@@ -160,45 +180,43 @@ def backward(  # type: ignore[no-untyped-def]
                     work[scale : scale + size],
                     work[slope : slope + size],
                 )
-            incoming = widened(grad_spikes[t, low:high], wide)
-            entering = first + t * BLOCK
-            for i in range(size):
-                work[entering + i] = incoming[i] * work[slope + i]
+                for i in range(size):
+                    entering[i] *= work[slope + i]
         # Backward in time: the leak carries it to earlier steps. The reset is not differentiated.
         work[carried : carried + size] = grad_final[low:high]
         work[by_threshold : by_threshold + size] = zero
         work[by_leak : by_leak + size] = zero
         for t in range(steps - 1, -1, -1):
-            entering = first + t * BLOCK
+            entering = lines[t, :size]
             if hard or grad_threshold.size > 0:
                 spikes_of(bits[t >> 3, low:high], t, work[spike : spike + size])
             if grad_threshold.size > 0:
                 if hard:
                     for i in range(size):
-                        work[by_threshold + i] -= work[entering + i]
+                        work[by_threshold + i] -= entering[i]
                 else:
                     for i in range(size):
-                        work[by_threshold + i] -= work[entering + i] + work[carried + i] * work[spike + i]
+                        work[by_threshold + i] -= entering[i] + work[carried + i] * work[spike + i]
             if hard:
                 for i in range(size):
-                    work[entering + i] += work[carried + i] * (one - work[spike + i])
-            else:
-                for i in range(size):
-                    work[entering + i] += work[carried + i]
+                    work[carried + i] *= one - work[spike + i]
+            _add(entering, work[carried : carried + size], work[total : total + size])
             for i in range(size):
-                work[carried + i] = work[keep + i] * work[entering + i]
-            narrowed(work[entering : entering + size], grad_current[t, low:high])
+                work[carried + i] = work[keep + i] * work[total + i]
+            passed = grad_current[t, low:high]
+            for i in range(size):
+                passed[i] = stored(work[total + i], passed)
             if grad_leak.size > 0:
                 if t == 0:
                     before = membrane[low:high]
                     for i in range(size):
-                        work[by_leak + i] += work[entering + i] * before[i]
+                        work[by_leak + i] += work[total + i] * before[i]
                 else:
                     spikes_of(bits[(t - 1) >> 3, low:high], t - 1, work[spike : spike + size])
                     before = potentials[t - 1, low:high]
                     for i in range(size):
                         lost = before[i] if hard else work[level + i]
-                        work[by_leak + i] += work[entering + i] * (before[i] - lost * work[spike + i])
+                        work[by_leak + i] += work[total + i] * (before[i] - lost * work[spike + i])
         grad_membrane[low:high] = work[carried : carried + size]
         if grad_threshold.size > 0:
             grad_threshold[low:high] = work[by_threshold : by_threshold + size]

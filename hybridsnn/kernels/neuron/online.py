@@ -43,9 +43,12 @@ class OnlineState:
     by_leak: Tensor | None
 
 
-def start(membrane: Tensor, *, threshold_learns: bool, leak_learns: bool) -> OnlineState:
-    """The state before the first step, at membranes `[B, *N]`; all traces are 0."""
-    layout = Layout(membrane.unsqueeze(0))
+def start(membrane: Tensor, *, threshold_learns: bool, leak_learns: bool, current: Tensor | None = None) -> OnlineState:
+    """The state before the first step, at membranes `[B, *N]`; all traces are 0.
+
+    It lies in memory as the currents of the first step do, if they are given, else as the membranes.
+    """
+    layout = Layout((membrane if current is None else current).unsqueeze(0))
 
     def dense(row: Tensor) -> Tensor:
         """Samples follow each other in memory, so that the state can be changed in place as one row."""
