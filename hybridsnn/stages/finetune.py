@@ -19,6 +19,7 @@ from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_again
 from hybridsnn.stages.networks import load_network, save_network
+from hybridsnn.stages.precision import settle
 from hybridsnn.stages.training import SPIKES, TrainingSettings, train
 from hybridsnn.surrogates import SURROGATES
 
@@ -116,6 +117,8 @@ def run(work: Work) -> None:
     assert spiking is not None  # the parent is an snn
     timesteps = config.timesteps or spiking.timesteps
     pictures = open_again(description.images, work).on(fabric.device)
+    known = pictures.measuring("train", config.batch_size)
+    fabric = settle(work, fabric, config.precision, model, lambda: known.epoch(0), timesteps)
 
     own_rates = [
         OwnRate(parameters, config.learning_rate if rate is None else rate)
