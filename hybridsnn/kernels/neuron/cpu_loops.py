@@ -3,7 +3,8 @@
 Rows are `[steps, neurons]` in the order of memory, as `Layout` gives them; bfloat16 comes as words (`halves.py`). What
 is not asked for comes as an empty array. What a block works with lies in one array, line after line of `BLOCK` values:
 lines are then known to be apart, so that the compiler makes vectors of the loops; of as many separate arrays it would
-have to ask each time.
+have to ask each time. The row of the next step is called for early: rows lie so far apart that the processor does not
+foresee it.
 """
 
 import numba
@@ -11,6 +12,7 @@ import numpy as np
 
 from hybridsnn.kernels.neuron.bits import BLOCK, LATEST, spikes_of
 from hybridsnn.kernels.neuron.halves import one_of, stored, widen
+from hybridsnn.kernels.neuron.prefetch import prefetch
 from hybridsnn.kernels.neuron.slopes import SPIKE_TIME, heights, slopes
 
 LINE = BLOCK + 80  # from one line to the next: not a multiple of 4096 bytes, at which a load waits for a store
@@ -76,6 +78,8 @@ def forward(  # type: ignore[no-untyped-def]
             work[clock : clock + size] = since[low:high]
         work[byte : byte + size] = zero
         for t in range(steps):
+            if t + 1 < steps and current.shape[0] > 1:
+                prefetch(current[t + 1, low:high])
             # A current that is the same at every step comes as a single row.
             widen(current[t if current.shape[0] > 1 else 0, low:high], work[entering : entering + size])
             if potentials.shape[0] > 0:
@@ -164,6 +168,8 @@ def backward(  # type: ignore[no-untyped-def]
         # Forward in time: the gradient that enters the membrane at each step, spike gradient times slope.
         for t in range(steps):
             entering = lines[t, :size]
+            if t + 1 < steps:
+                prefetch(grad_spikes[t + 1, low:high])
             widen(grad_spikes[t, low:high], entering)
             if shape == SPIKE_TIME:
                 # exp(-decay * steps since the last spike), a factor a step
