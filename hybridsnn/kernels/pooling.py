@@ -28,7 +28,7 @@ def spread(error: Tensor, high: int, wide: int) -> Tensor:
     else:
         share = (error / (high * wide)).permute(0, 2, 3, 1).reshape(batch, rows, 1, columns, 1, channels)
         inputs = share.expand(batch, rows, high, columns, wide, channels)
-        inputs = inputs.reshape(batch, rows * high, columns * wide, channels)
+        inputs = inputs.reshape(batch, rows * high, columns * wide, channels).contiguous()
     return inputs.permute(0, 3, 1, 2)
 
 

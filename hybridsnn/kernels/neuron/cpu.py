@@ -94,7 +94,7 @@ def backward(
     if shape == SPIKE_TIME:
         intervals = torch.arange(max(1, int(clock.max())) + 1, dtype=torch.float64)
         table = torch.exp(-surrogate.decay * intervals).to(wide)
-    incoming = torch.zeros(neurons, dtype=wide) if grad_membrane is None else layout.row(grad_membrane).to(wide)
+    incoming = torch.zeros(1, dtype=wide) if grad_membrane is None else layout.row(grad_membrane).to(wide)
     kept = torch.empty(0, neurons, dtype=wide) if potentials is None else layout.rows(potentials).to(wide)
     rows = layout.rows(grad_spikes if grad_spikes.dtype != torch.float16 else grad_spikes.float())
     grad_current = rows if overwrite else torch.empty_like(rows)

@@ -149,7 +149,10 @@ def backward(  # type: ignore[no-untyped-def]
     grad_threshold,
     grad_leak,
 ):
-    """Gradients of currents may be the memory of those of spikes: a block's rows are all read before one is written."""
+    """Gradients of currents may be the memory of those of spikes: a block's rows are all read before one is written.
+
+    States that are the same for all neurons come as arrays of one.
+    """
     steps = grad_current.shape[0]
     zero, one = grad_membrane.dtype.type(0), grad_membrane.dtype.type(1)
     work = np.empty(11 * LINE, grad_membrane.dtype)
@@ -189,7 +192,10 @@ def backward(  # type: ignore[no-untyped-def]
                 for i in range(size):
                     entering[i] *= work[slope + i]
         # Backward in time: the leak carries it to earlier steps. The reset is not differentiated.
-        work[carried : carried + size] = grad_final[low:high]
+        if grad_final.size == 1:
+            work[carried : carried + size] = grad_final[0]
+        else:
+            work[carried : carried + size] = grad_final[low:high]
         work[by_threshold : by_threshold + size] = zero
         work[by_leak : by_leak + size] = zero
         for t in range(steps - 1, -1, -1):
