@@ -165,6 +165,26 @@ def test_neurons_of_every_kind(surrogate: str, reset: str) -> None:
         assert_as_autograd(model, frames_of(SHAPE), SURROGATES[surrogate])
 
 
+class Recent(Surrogate):
+    """A user's own, of a shape that no compiled kernel knows, which sees membranes and clocks."""
+
+    @property
+    def needs_clock(self) -> bool:
+        return True
+
+    def slope(self, membrane: Tensor, threshold: Tensor, since_spike: Tensor) -> Tensor:
+        return self.height * torch.exp(-(membrane - threshold).abs() - 0.1 * since_spike.to(membrane.dtype).sqrt())
+
+
+def test_surrogates_from_outside_the_package() -> None:
+    model = model_of(spiking_body(small(dropout=0.3), SHAPE, initial_potential=0.5))
+    assert_as_autograd(model, frames_of(SHAPE), Recent("recent", "", "recent", height=0.7))
+    for neuron in model.neurons.values():
+        neuron.kernel = "numba"
+    with pytest.raises(ConfigError, match="kernel: 'numba' cannot run surrogate 'recent'"):
+        in_chunks(model, frames_of(SHAPE), Recent("recent", "", "recent", height=0.7), CUTS[0])
+
+
 LEARNERS = {
     "weights": (".weight",), "thresholds": (".threshold",), "leaks": (".leak",),
     "no thresholds": (".weight", ".leak"), "no leaks": (".weight", ".threshold"), "the readout": ("head.2.weight",),
