@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from hybridsnn.encoders import Encoder, Frames
 from hybridsnn.kernels.neuron import Surrogate
-from hybridsnn.kernels.synapse.transmission import transmit
+from hybridsnn.kernels.synapse.choice import transmit
 from hybridsnn.neurons import SpikingNeuron, TemporalModule
 
 SYNAPSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # the modules that can carry spikes with weights

@@ -9,16 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridsnn.kernels.synapse import costs, event_driven, vectors
-from hybridsnn.kernels.synapse.costs import pays, weight_gradient_pays
-from hybridsnn.kernels.synapse.event_driven import (
-    convolution,
-    convolution_weight_gradient,
-    density,
-    linear,
-    linear_weight_gradient,
-    supports,
-)
+from hybridsnn.kernels.synapse import event_driven_gradients, geometry, lists, vectors
+from hybridsnn.kernels.synapse.event_driven import convolution, linear
+from hybridsnn.kernels.synapse.event_driven_gradients import convolution_weight_gradient, linear_weight_gradient
+from hybridsnn.kernels.synapse.geometry import Geometry, supports
+from hybridsnn.kernels.synapse.lists import density
 
 # batch, channels in, channels out, height, width
 SHAPES = [
@@ -45,8 +40,8 @@ def uninitialised_memory_is_odd() -> Iterator[None]:
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Threads that share even the smallest work."""
-    monkeypatch.setattr(event_driven, "VALUES", 1)
-    monkeypatch.setattr(event_driven, "ADDITIONS", 1)
+    monkeypatch.setattr(lists, "VALUES", 1)
+    monkeypatch.setattr(geometry, "ADDITIONS", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -119,8 +114,8 @@ def test_linear_layers_of_spikes_are_exact(batch: int, channels: int, outputs: i
 def test_pieces_of_any_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However weights and pictures are cut to fit the cache."""
     inputs, weight, errors = spikes(3, 70, 6, 5), sixteenths(66, 70, 3, 3), sixteenths(3, 66, 6, 5)
-    monkeypatch.setattr(event_driven, "ROWS", rows)
-    monkeypatch.setattr(event_driven, "SUMS", rows)
+    for module, name in ((geometry, "ROWS"), (event_driven_gradients, "ROWS"), (event_driven_gradients, "SUMS")):
+        monkeypatch.setattr(module, name, rows)
     assert torch.equal(convolution(inputs, weight).double(), F.conv2d(inputs.double(), weight.double(), padding=1))
     expected = torch_weight_gradient(inputs, errors, (3, 3), (1, 1))
     assert torch.equal(convolution_weight_gradient(inputs, errors).double(), expected)
@@ -170,8 +165,8 @@ def test_no_bit_depends_on_how_a_batch_is_cut() -> None:
 def test_no_bit_depends_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, weight, errors = spikes(5, 130, 5, 4), noise(140, 130, 3, 3), noise(5, 140, 5, 4)
     alone = convolution(inputs, weight), convolution_weight_gradient(inputs, errors)
-    monkeypatch.setattr(event_driven, "VALUES", 1)
-    monkeypatch.setattr(event_driven, "ADDITIONS", 1)
+    monkeypatch.setattr(lists, "VALUES", 1)
+    monkeypatch.setattr(geometry, "ADDITIONS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together = convolution(inputs, weight), convolution_weight_gradient(inputs, errors)
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
