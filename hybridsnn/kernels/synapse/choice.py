@@ -80,8 +80,7 @@ class Plan(NamedTuple):
         geometry = self.frame._replace(batch=len(values))
         outputs = geometry.room_for_outputs(values)
         if len(few):
-            starts = geometry.starts(values, module.bias)
-            event_driven.convolve(values, module.weight, starts, geometry, outputs, few)
+            event_driven.convolution(values, module.weight, module.bias, frames=few, into=outputs)
         if len(many):
             whole = [slice(0, len(module.weight))]
             for filters in blocks(module.weight) if prepared is None else whole:

@@ -19,7 +19,10 @@ from hybridsnn.kernels.synapse.lists import compiled
 from hybridsnn.kernels.synapse.matrices import multiply_add, room
 from hybridsnn.kernels.threads import over_ranges
 
-FRAMES = 24  # that run together: strips of them (`matrices.STRIPS`), in lines that fit the cache
+FRAMES = 48  # that run together, a strip of them (`matrices.STRIPS`) after the other
+TOGETHER = (
+    128  # rows of a weight that all of them are multiplied with before the next ones: they fit the first-level cache
+)
 
 
 @compiled
@@ -58,11 +61,13 @@ def _convolve(begin, end, inputs, weight, starts, outputs, geometry, parts):  # 
                             for tap_x in range(left, right, together):
                                 tap = (tap_y - top) * columns + tap_x
                                 pixel = (y + tap_y) * geometry.width + x + tap_x
-                                multiply_add(
-                                    frames, width, outputs, at, out_frame, outputs, at, out_frame,
-                                    inputs, first_frame * frame + pixel * channels + start, frame, 1,
-                                    rows, tap * size * width, width, together * size,
-                                )  # fmt: skip
+                                place = first_frame * frame + pixel * channels + start
+                                for k in range(0, together * size, TOGETHER):
+                                    multiply_add(
+                                        frames, width, outputs, at, out_frame, outputs, at, out_frame,
+                                        inputs, place + k, frame, 1, rows, (tap * size + k) * width, width,
+                                        min(TOGETHER, together * size - k),
+                                    )  # fmt: skip
 
 
 def convolution(

@@ -76,11 +76,28 @@ def _convolve(begin, end, lists, weight, starts, outputs, frames, geometry, part
                         )  # fmt: skip
 
 
-def convolve(
-    inputs: Tensor, weight: Tensor, starts: Tensor, geometry: Geometry, outputs: Tensor, frames: Tensor
-) -> None:
-    """Fill the room for outputs of some of the frames; see `Geometry.room_for_outputs`."""
-    parts = Parts.of(geometry)
+def convolution(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (1, 1),
+    *,
+    frames: Tensor | None = None,
+    into: Tensor | None = None,
+) -> Tensor:
+    """Convolve `[N, in, H, W]` with `[out, in, *, *]` to `[N, out, *, *]` (channels-last).
+
+    Args:
+        bias: `[out]`.
+        stride, padding: of height and width; outside of the image are zeros.
+        frames: int64, which of the N images to convolve; all by default.
+        into: `Geometry.room_for_outputs`, which is written to.
+    """
+    geometry = Geometry.of(inputs, weight, stride, padding)
+    starts, parts = geometry.starts(inputs, bias), Parts.of(geometry)
+    outputs = geometry.room_for_outputs(inputs) if into is None else into
+    frames = torch.arange(geometry.batch) if frames is None else frames
     lines, items = len(frames) * geometry.height, geometry.blocks * len(frames) * geometry.out_height
     width = geometry.width * geometry.channels
     found = Lists.empty(lines * parts.number * (geometry.width + 1), lines * width)
@@ -94,20 +111,6 @@ def convolve(
         _convolve, items, geometry.worth_a_thread(items, active),
         found, flat(channels_last(weight)), starts.numpy(), flat(outputs), frames.numpy(), geometry, parts,
     )  # fmt: skip
-
-
-def convolution(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = (1, 1), padding: Pair = (1, 1)
-) -> Tensor:
-    """Convolve `[N, in, H, W]` with `[out, in, *, *]` to `[N, out, *, *]` (channels-last).
-
-    Args:
-        bias: `[out]`.
-        stride, padding: of height and width; outside of the image are zeros.
-    """
-    geometry = Geometry.of(inputs, weight, stride, padding)
-    outputs = geometry.room_for_outputs(inputs)
-    convolve(inputs, weight, geometry.starts(inputs, bias), geometry, outputs, torch.arange(geometry.batch))
     return geometry.cut(outputs)
 
 

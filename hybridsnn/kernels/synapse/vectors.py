@@ -218,8 +218,8 @@ def _transpose_tile(typing: Any, source: Any, at: Any, stride: Any, target: Any,
 def transpose(source, at, stride, target, to, to_stride, rows, columns):  # type: ignore[no-untyped-def]
     """target[to + i * to_stride + j] = source[at + j * stride + i] for 0 <= i < rows and 0 <= j < columns."""
     whole_rows, whole_columns = rows // TILE * TILE, columns // TILE * TILE
-    for i in range(0, whole_rows, TILE):
-        for j in range(0, whole_columns, TILE):
+    for j in range(0, whole_columns, TILE):  # along the lines of the source, which memory is faster with
+        for i in range(0, whole_rows, TILE):
             _transpose_tile(source, at + j * stride + i, stride, target, to + i * to_stride + j, to_stride)
     for i in range(rows):
         for j in range(whole_columns if i < whole_rows else 0, columns):

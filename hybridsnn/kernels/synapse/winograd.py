@@ -148,27 +148,26 @@ class WeightGradient:
         return gradient.permute(0, 3, 1, 2).contiguous(memory_format=self._format)
 
     def _add(self, images: Tensor, error_tiles: Tensor) -> None:
-        matrices, rows, outs = error_tiles.shape
-        tiles = _tiles(self._tiling, images, errors=False)
+        rows = self._tiling.tiles(*images.shape[1:3]) * len(images)
         over_ranges(
-            correlate, matrices, math.ceil(PRODUCTS / (rows * self._sum[0].numel())),
-            *(each.view(-1).numpy() for each in (error_tiles, tiles, self._sum)), rows, outs, tiles.shape[2],
+            correlate, self._tiling.matrices, math.ceil(PRODUCTS / (rows * self._sum[0].numel())),
+            error_tiles.numpy(), _tiles(self._tiling, images, errors=False).numpy(), self._sum.view(-1).numpy(),
+            rows, *self._sum.shape[1:],
         )  # fmt: skip
 
 
 def _pass_on(tiling: Tiling, error_tiles: Tensor, transformed_weight: Tensor, gradient: Tensor) -> None:
     """Write the gradient `[N, H, W, in]` of the inputs of a few images."""
-    matrices, rows, outs = error_tiles.shape
-    channels = transformed_weight.shape[1]
-    products = error_tiles.new_empty(matrices, rows, channels)
+    batch, height, width, channels = gradient.shape
+    rows, outs = batch * tiling.tiles(height, width), transformed_weight.shape[2]
+    products = error_tiles.new_empty(tiling.matrices, rows * channels + LINE)
     over_ranges(
-        multiply_transposed, matrices, math.ceil(PRODUCTS / (rows * outs * channels)),
-        *(each.view(-1).numpy() for each in (error_tiles, transformed_weight, products)), rows, outs, channels,
+        multiply_transposed, tiling.matrices, math.ceil(PRODUCTS / (rows * outs * channels)),
+        error_tiles.numpy(), transformed_weight.view(-1).numpy(), products.numpy(), rows, outs, channels,
     )  # fmt: skip
-    batch, height, width, _ = gradient.shape
     over_ranges(
         tiling.merge_input_gradient, batch * tiling.rows(height), _worth(tiling, width * channels),
-        gradient.flatten(2).numpy(), channels, products.flatten(1).numpy(),
+        gradient.flatten(2).numpy(), channels, products.numpy(),
     )  # fmt: skip
 
 
@@ -185,13 +184,13 @@ def _chunks(tiling: Tiling, *images: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _tiles(tiling: Tiling, images: Tensor, *, errors: bool) -> Tensor:
-    """The images `[N, H, W, C]`, inputs or errors of outputs, cut in tiles and transformed, `[matrices, tiles, C]`."""
+    """Images `[N, H, W, C]`, inputs or errors of outputs, as transformed tiles `[matrices, tiles * C + LINE]`."""
     batch, height, width, channels = images.shape
-    tiles = images.new_empty(tiling.matrices, batch * tiling.tiles(height, width), channels)
+    tiles = images.new_empty(tiling.matrices, batch * tiling.tiles(height, width) * channels + LINE)
     over_ranges(
         tiling.transform_errors if errors else tiling.transform_inputs,
         batch * tiling.rows(height), _worth(tiling, width * channels),
-        images.flatten(2).numpy(), channels, tiles.flatten(1).numpy(),
+        images.flatten(2).numpy(), channels, tiles.numpy(),
     )  # fmt: skip
     return tiles
 

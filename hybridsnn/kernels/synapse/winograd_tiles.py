@@ -7,10 +7,11 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.extending import register_jitable
 
 from hybridsnn.kernels.synapse.matrices import multiply_add, room
 from hybridsnn.kernels.synapse.vectors import LINE, transpose
-from hybridsnn.kernels.synapse.winograd_lines import (
+from hybridsnn.kernels.synapse.winograd_formulas import (
     errors_of_four,
     errors_of_two,
     four,
@@ -18,11 +19,9 @@ from hybridsnn.kernels.synapse.winograd_lines import (
     gradients_of_two,
     inputs_of_four,
     inputs_of_two,
-    line,
     outputs_of_four,
     outputs_of_two,
     six,
-    three,
     two,
     weight_gradients_of_four,
     weight_gradients_of_two,
@@ -31,39 +30,41 @@ from hybridsnn.kernels.synapse.winograd_lines import (
 )
 
 
-@line
-def _deal(image_line, channels, margin, places, dealt):  # type: ignore[no-untyped-def]
-    """Columns of an image apart: those of the same place in their tiles together, so that all tiles make long lines.
+@register_jitable
+def _cut(images, frame, top, left, size, channels, patch):  # type: ignore[no-untyped-def]
+    """A square of an image, with zeros where it lies outside."""
+    _, height, width = images.shape
+    flat, line = images.reshape(-1), size * channels
+    low, high = max(0, -left) * channels, min(line, width - left * channels)  # of a line of the square
+    for i in range(size):
+        inside = 0 <= top + i < height
+        start = (frame * height + top + i) * width + left * channels
+        for k in range(low if inside else line):
+            patch[i * line + k] = 0
+        if inside:
+            for k in range(low, high):
+                patch[i * line + k] = flat[start + k]
+            for k in range(high, line):
+                patch[i * line + k] = 0
 
-    There are `margin` columns before the first one, and `places` columns to a tile.
-    """
+
+@register_jitable
+def _collect(dealt, places, channels, image_line):  # type: ignore[no-untyped-def]
+    """Columns of an image, of which those of the same place in their tiles lie together, side by side."""
     length = dealt.size // places
     for column in range(image_line.size // channels):
-        source = image_line[column * channels : (column + 1) * channels]
-        start = (column + margin) % places * length + (column + margin) // places * channels
-        target = dealt[start : start + channels]
-        for i in range(channels):
-            target[i] = source[i]
-
-
-@line
-def _collect(dealt, places, shift, image_line, first, step):  # type: ignore[no-untyped-def]
-    """The inverse of `_deal` without a margin, plus the shift of each channel, to the channels from `first` on.
-
-    From a column to the next there are `step` channels.
-    """
-    channels, length = shift.size, dealt.size // places
-    for column in range(image_line.size // step):
-        start, to = column % places * length + column // places * channels, column * step + first
-        source, target = dealt[start : start + channels], image_line[to : to + channels]
-        for i in range(channels):
-            target[i] = source[i] + shift[i]
+        start = column % places * length + column // places * channels
+        image_line[column * channels : (column + 1) * channels] = dealt[start : start + channels]
 
 
 @numba.njit
 def _width_of(columns):  # type: ignore[no-untyped-def]
     """How many columns of a matrix are computed at a time."""
     return 64 if columns >= 64 else 32 if columns >= 32 else 16
+
+
+# Tiles and products are `[matrices, rows * columns + LINE]`: a line of the cache apart, because places that are a large
+# power of two apart would push each other out of it.
 
 
 @numba.njit(cache=True, nogil=True)
@@ -77,8 +78,8 @@ def multiply(begin, end, tiles, weight, products, rows, channels, outs):  # type
         for first in range(0, outs, width):
             out = min(first, outs - width)
             multiply_add(
-                rows, width, products, matrix * rows * outs + out, outs, nothing, 0, 0,
-                tiles, matrix * rows * channels, channels, 1,
+                rows, width, products.reshape(-1), matrix * products.shape[1] + out, outs, nothing, 0, 0,
+                tiles.reshape(-1), matrix * tiles.shape[1], channels, 1,
                 weight, matrix * channels * outs + out, outs, channels,
             )  # fmt: skip
 
@@ -93,8 +94,8 @@ def multiply_transposed(begin, end, tiles, weight, products, rows, outs, channel
             channel = min(first, channels - width)
             transpose(weight, (matrix * channels + channel) * outs, outs, panel, 0, width, outs, width)
             multiply_add(
-                rows, width, products, matrix * rows * channels + channel, channels, nothing, 0, 0,
-                tiles, matrix * rows * outs, outs, 1, panel, 0, width, outs,
+                rows, width, products.reshape(-1), matrix * products.shape[1] + channel, channels, nothing, 0, 0,
+                tiles.reshape(-1), matrix * tiles.shape[1], outs, 1, panel, 0, width, outs,
             )  # fmt: skip
 
 
@@ -104,27 +105,26 @@ def correlate(begin, end, errors, tiles, sums, rows, outs, channels):  # type: i
 
     The last columns, where they are computed together with some before them, must not be added twice.
     """
-    width = _width_of(channels)
+    width, flat, flat_tiles = _width_of(channels), errors.reshape(-1), tiles.reshape(-1)
     whole = channels // width * width
     last, kept = channels - width, np.empty(width, sums.dtype)
     for matrix in range(begin, end):
+        error, tile = matrix * errors.shape[1], matrix * tiles.shape[1]
         for first in range(0, whole, width):
             at = matrix * outs * channels + first
             multiply_add(
                 outs, width, sums, at, channels, sums, at, channels,
-                errors, matrix * rows * outs, 1, outs, tiles, matrix * rows * channels + first, channels, rows,
+                flat, error, 1, outs, flat_tiles, tile + first, channels, rows,
             )  # fmt: skip
         if whole < channels:
-            at = matrix * outs * channels + last
             for out in range(outs):
-                kept[:] = sums[at + out * channels : at + out * channels + width]
+                at = (matrix * outs + out) * channels + last
+                kept[:] = sums[at : at + width]
                 multiply_add(
-                    1, width, sums, at + out * channels, channels, sums, at + out * channels, channels,
-                    errors, matrix * rows * outs + out, 1, outs,
-                    tiles, matrix * rows * channels + last, channels, rows,
+                    1, width, sums, at, channels, sums, at, channels,
+                    flat, error + out, 1, outs, flat_tiles, tile + last, channels, rows,
                 )  # fmt: skip
-                for i in range(whole - last):
-                    sums[at + out * channels + i] = kept[i]
+                sums[at : at + whole - last] = kept[: whole - last]
 
 
 @dataclass(frozen=True)
@@ -157,101 +157,90 @@ def _tiling(
     outputs: int,
     take_outputs: Callable[..., Any],
     take: Callable[..., Any],
-    line_of_inputs: Callable[..., None],
-    line_of_errors: Callable[..., None],
-    line_of_outputs: Callable[..., None],
-    line_of_gradients: Callable[..., None],
-    line_of_weights: Callable[..., None],
-    line_of_weight_gradients: Callable[..., None],
+    inputs_of: Callable[..., None],
+    errors_of: Callable[..., None],
+    outputs_of: Callable[..., None],
+    gradients_of: Callable[..., None],
+    weights_of: Callable[..., None],
+    weight_gradients_of: Callable[..., None],
 ) -> Tiling:
     """Compile the loops around the transforms of lines.
 
     Args:
         outputs: that a tile is wide and high.
         take_outputs, take: give a tuple of as many lines as a tile has outputs, and inputs.
-        line_of_inputs: and the others, the transforms in one dimension.
+        inputs_of: and the others, the transforms in one dimension.
     """
     inputs = outputs + 2
     matrices = inputs**2
 
     @numba.njit(cache=True, nogil=True)
-    def transform(begin, end, images, frames, channels, tiles, start):  # type: ignore[no-untyped-def]
+    def cut_inputs(begin, end, images, frames, channels, tiles, start):  # type: ignore[no-untyped-def]
         """B^T inputs B for the rows of tiles begin <= row < end, those of the images named by `frames` together.
 
         In `tiles`, row `start` comes first.
         """
         _, height, width = images.shape
         rows, columns = math.ceil(height / outputs), math.ceil(width / (channels * outputs))
-        length = columns * channels
-        span = outputs * (length + channels)
-        # The first column and what comes after the last ones lie outside the image.
-        window, values = np.zeros((inputs, span), images.dtype), np.empty((inputs, span), images.dtype)
-        lines = values.reshape(inputs * outputs, length + channels)
+        flat, flat_tiles, step, patch = images.reshape(-1), tiles.reshape(-1), tiles.shape[1], room(matrices * channels)
         for row in range(begin, end):
-            image, top = images[frames[row // rows]], row % rows * outputs - 1
-            at = (row - start) * length
-            for i in range(inputs):
-                if 0 <= top + i < height:
-                    _deal(image[top + i], channels, 1, outputs, window[i])
+            frame, top = frames[row // rows], row % rows * outputs - 1
+            for column in range(columns):
+                left, to = column * outputs - 1, ((row - start) * columns + column) * channels
+                if top >= 0 and top + inputs <= height and left >= 0 and (left + inputs) * channels <= width:
+                    at = (frame * height + top) * width + left * channels
+                    inputs_of(flat, at, width, channels, flat_tiles, to, inputs * step, step, channels)
                 else:
-                    window[i] = 0
-            line_of_inputs(take(window, 0, 1, 0, span), take(values, 0, 1, 0, span))
-            for i in range(inputs):
-                line_of_inputs(
-                    take_outputs(lines, i * outputs, 1, 0, length)
-                    + two(lines, i * outputs, 1, channels, length + channels),
-                    take(tiles, i * inputs, 1, at, at + length),
-                )
+                    _cut(images, frame, top, left, inputs, channels, patch)
+                    inputs_of(patch, 0, inputs * channels, channels, flat_tiles, to, inputs * step, step, channels)
 
     @numba.njit(cache=True, nogil=True)
     def transform_inputs(begin, end, images, channels, tiles):  # type: ignore[no-untyped-def]
         """The same of all images."""
-        transform(begin, end, images, np.arange(len(images)), channels, tiles, 0)
+        cut_inputs(begin, end, images, np.arange(len(images)), channels, tiles, 0)
 
     @numba.njit(cache=True, nogil=True)
     def transform_errors(begin, end, images, channels, tiles):  # type: ignore[no-untyped-def]
         """A errors A^T for the rows of tiles begin <= row < end."""
         _, height, width = images.shape
         rows, columns = math.ceil(height / outputs), math.ceil(width / (channels * outputs))
-        length = columns * channels
-        span = outputs * length
-        window, values = np.zeros((outputs, span), images.dtype), np.empty((inputs, span), images.dtype)
-        lines = values.reshape(inputs * outputs, length)
+        flat_tiles, step, patch = tiles.reshape(-1), tiles.shape[1], room(outputs**2 * channels)
+        flat = images.reshape(-1)
         for row in range(begin, end):
-            image, top = images[row // rows], row % rows * outputs
-            for i in range(outputs):
-                if top + i < height:
-                    _deal(image[top + i], channels, 0, outputs, window[i])
+            frame, top = row // rows, row % rows * outputs
+            for column in range(columns):
+                left, to = column * outputs, (row * columns + column) * channels
+                if top + outputs <= height and (left + outputs) * channels <= width:
+                    at = (frame * height + top) * width + left * channels
+                    errors_of(flat, at, width, channels, flat_tiles, to, inputs * step, step, channels)
                 else:
-                    window[i] = 0
-            line_of_errors(take_outputs(window, 0, 1, 0, span), take(values, 0, 1, 0, span))
-            for i in range(inputs):
-                line_of_errors(
-                    take_outputs(lines, i * outputs, 1, 0, length),
-                    take(tiles, i * inputs, 1, row * length, (row + 1) * length),
-                )
+                    _cut(images, frame, top, left, outputs, channels, patch)
+                    errors_of(patch, 0, outputs * channels, channels, flat_tiles, to, inputs * step, step, channels)
 
     @numba.njit(cache=True, nogil=True)
     def merge_outputs(begin, end, images, frames, first, step, tiles, shift):  # type: ignore[no-untyped-def]
-        """A^T products A, plus the shift of every channel, for the rows of tiles begin <= row < end."""
+        """A^T products A, plus the shift of every channel, for the rows of tiles begin <= row < end.
+
+        They become the channels from `first` on, of `step` in all, of the images. In `tiles`, row `begin` comes first.
+        """
         _, height, width = images.shape
         channels = shift.size
         rows, columns = math.ceil(height / outputs), math.ceil(width / (step * outputs))
-        length = columns * channels
-        span = outputs * length
-        window, values = np.empty((outputs, span), images.dtype), np.empty((inputs, span), images.dtype)
-        lines = values.reshape(inputs * outputs, length)
+        flat, flat_tiles, matrix = images.reshape(-1), tiles.reshape(-1), tiles.shape[1]
+        patch, line = room(outputs**2 * channels), outputs * channels
         for row in range(begin, end):
-            image, top = images[frames[row // rows]], row % rows * outputs
-            at = (row - begin) * length
-            for i in range(inputs):
-                line_of_outputs(
-                    take(tiles, i * inputs, 1, at, at + length),
-                    take_outputs(lines, i * outputs, 1, 0, length),
-                )
-            line_of_outputs(take(values, 0, 1, 0, span), take_outputs(window, 0, 1, 0, span))
-            for i in range(min(outputs, height - top)):
-                _collect(window[i], outputs, shift, image[top + i], first, step)
+            frame, top = frames[row // rows], row % rows * outputs
+            for column in range(columns):
+                left, at = column * outputs, ((row - begin) * columns + column) * channels
+                to = (frame * height + top) * width + left * step + first
+                if top + outputs <= height and (left + outputs) * step <= width:
+                    outputs_of(flat_tiles, at, inputs * matrix, matrix, flat, to, width, step, channels, shift)
+                    continue
+                outputs_of(flat_tiles, at, inputs * matrix, matrix, patch, 0, line, channels, channels, shift)
+                for i in range(min(outputs, height - top)):
+                    for j in range(min(outputs, width // step - left)):
+                        start, goal = (i * outputs + j) * channels, to + i * width + j * step
+                        flat[goal : goal + channels] = patch[start : start + channels]
 
     @numba.njit(cache=True, nogil=True)
     def merge_input_gradient(begin, end, images, channels, tiles):  # type: ignore[no-untyped-def]
@@ -266,40 +255,31 @@ def _tiling(
             image, top = images[row // rows], row % rows * outputs
             first, last = row * length, (row + 1) * length
             for i in range(inputs):
-                line_of_gradients(
-                    tiles[(inputs - 1) * inputs + i, first - length : first] if top > 0 else zeros,
-                    take(tiles, i, inputs, first, last),
-                    tiles[i, last : last + length] if top + outputs < height else zeros,
-                    take_outputs(lines, i, inputs, channels, channels + length),
-                )
+                before = (tiles[(inputs - 1) * inputs + i, first - length : first] if top > 0 else zeros,)
+                after = (tiles[i, last : last + length] if top + outputs < height else zeros,)
+                values = take(tiles, i, inputs, first, last)
+                gradients_of(before + values + after, take_outputs(lines, i, inputs, channels, channels + length))
             for i in range(min(outputs, height - top)):
-                line_of_gradients(
-                    lines[(i + 1) * inputs - 1, :length],
-                    take(lines, i * inputs, 1, channels, channels + length),
-                    lines[i * inputs, 2 * channels :],
-                    take_outputs(window.reshape(outputs, length), 0, 1, 0, length),
-                )
-                _collect(window, outputs, zeros[:channels], image[top + i], 0, channels)
+                before, after = (lines[(i + 1) * inputs - 1, :length],), (lines[i * inputs, 2 * channels :],)
+                values = take(lines, i * inputs, 1, channels, channels + length)
+                gradients_of(before + values + after, take_outputs(window.reshape(outputs, length), 0, 1, 0, length))
+                _collect(window, outputs, channels, image[top + i])
 
     @numba.njit(cache=True, nogil=True)
     def transform_weight(begin, end, filters, transformed):  # type: ignore[no-untyped-def]
         """G weight G^T, `[matrices, in, out]`, for the output channels begin <= channel < end."""
         channels, count = filters.shape[1], filters.shape[0] // 9
-        lines = np.empty((inputs * 3, channels), filters.dtype)
-        few = np.empty((matrices, LINE, channels), filters.dtype)  # before rows become columns
+        few, flat = room(LINE * matrices * channels), filters.reshape(-1)  # before rows become columns
         for low in range(begin, end, LINE):
             high = min(low + LINE, end)
             for channel in range(low, high):
-                for i in range(3):
-                    line_of_weights(three(filters, channel * 9 + i, 3, 0, channels), take(lines, i, 3, 0, channels))
-                for i in range(inputs):
-                    line_of_weights(
-                        three(lines, i * 3, 1, 0, channels),
-                        take(few[:, channel - low], i * inputs, 1, 0, channels),
-                    )
+                weights_of(
+                    flat, channel * 9 * channels, 3 * channels, channels,
+                    few, (channel - low) * matrices * channels, inputs * channels, channels, channels,
+                )  # fmt: skip
             for matrix in range(matrices):
                 transpose(
-                    few.reshape(-1), matrix * LINE * channels, channels,
+                    few, matrix * channels, matrices * channels,
                     transformed, matrix * channels * count + low, count, channels, high - low,
                 )  # fmt: skip
 
@@ -307,31 +287,27 @@ def _tiling(
     def merge_weight_gradient(begin, end, filters, transformed):  # type: ignore[no-untyped-def]
         """G^T products G for the output channels begin <= channel < end."""
         count, channels = filters.shape[0] // 9, filters.shape[1]
-        lines = np.empty((inputs * 3, channels), filters.dtype)
+        flat, matrix = filters.reshape(-1), count * channels
         for channel in range(begin, end):
-            for i in range(inputs):
-                line_of_weight_gradients(
-                    take(transformed, i * inputs * count + channel, count, 0, channels),
-                    three(lines, i * 3, 1, 0, channels),
-                )
-            for i in range(3):
-                line_of_weight_gradients(
-                    take(lines, i, 3, 0, channels), three(filters, channel * 9 + i, 3, 0, channels)
-                )
+            weight_gradients_of(
+                transformed.reshape(-1), channel * channels, inputs * matrix, matrix,
+                flat, channel * 9 * channels, 3 * channels, channels, channels,
+            )  # fmt: skip
 
     @numba.njit(cache=True, nogil=True)
     def convolve(begin, end, images, frames, channels, weight, made, first, step, shift, together):  # type: ignore[no-untyped-def]
         """All of it, from images to the images made, for the rows of tiles begin <= row < end, a few rows together."""
         columns, out_channels = math.ceil(images.shape[2] / (channels * outputs)), shift.size
-        tiles = room(matrices * together * columns * channels)
-        products = room(matrices * together * columns * out_channels)
+        tiles = room(matrices * (together * columns * channels + LINE))
+        products = room(matrices * (together * columns * out_channels + LINE))
         for low in range(begin, end, together):
             high = min(low + together, end)
             count = (high - low) * columns
-            few, few_products = tiles[: matrices * count * channels], products[: matrices * count * out_channels]
-            transform(low, high, images, frames, channels, few.reshape(matrices, -1), low)
+            few = tiles[: matrices * (count * channels + LINE)].reshape(matrices, -1)
+            few_products = products[: matrices * (count * out_channels + LINE)].reshape(matrices, -1)
+            cut_inputs(low, high, images, frames, channels, few, low)
             multiply(0, matrices, few, weight, few_products, count, channels, out_channels)
-            merge_outputs(low, high, made, frames, first, step, few_products.reshape(matrices, -1), shift)
+            merge_outputs(low, high, made, frames, first, step, few_products, shift)
 
     return Tiling(
         outputs, transform_inputs, transform_errors, merge_input_gradient,
@@ -347,23 +323,23 @@ TILINGS = {
             2,
             two,
             four,
-            line_of_inputs=inputs_of_two,
-            line_of_errors=errors_of_two,
-            line_of_outputs=outputs_of_two,
-            line_of_gradients=gradients_of_two,
-            line_of_weights=weights_of_two,
-            line_of_weight_gradients=weight_gradients_of_two,
+            inputs_of=inputs_of_two,
+            errors_of=errors_of_two,
+            outputs_of=outputs_of_two,
+            gradients_of=gradients_of_two,
+            weights_of=weights_of_two,
+            weight_gradients_of=weight_gradients_of_two,
         ),
         _tiling(
             4,
             four,
             six,
-            line_of_inputs=inputs_of_four,
-            line_of_errors=errors_of_four,
-            line_of_outputs=outputs_of_four,
-            line_of_gradients=gradients_of_four,
-            line_of_weights=weights_of_four,
-            line_of_weight_gradients=weight_gradients_of_four,
+            inputs_of=inputs_of_four,
+            errors_of=errors_of_four,
+            outputs_of=outputs_of_four,
+            gradients_of=gradients_of_four,
+            weights_of=weights_of_four,
+            weight_gradients_of=weight_gradients_of_four,
         ),
     )
 }
