@@ -2,9 +2,10 @@
 
     outputs[pixel] = bias + sum of inputs[pixel + tap, channel] * weight[tap, channel]
 
-over the taps inside the image, in the order of `event_driven`: a product with 0 changes no sum, so which of the two
-runs is a matter of time alone. A few frames run together, at the same pixel of each, for which the taps inside are the
-same. No bit depends on how many frames there are, or on threads.
+in the order of `event_driven`: a product with 0 changes no sum, so which of the two runs is a matter of time alone. No
+bit depends on how many frames there are, or on threads. Where the rows of a weight are few, what a pixel sees is copied
+together, with zeros for the taps outside the image. Else a few frames run together, at the same pixel of each, for
+which the taps inside are the same.
 
 Images are `[N, channels, height, width]`, best channels-last; everything is float32 and records no gradients.
 """
@@ -17,12 +18,51 @@ from hybridsnn.kernels.synapse.event_driven import copy_rows
 from hybridsnn.kernels.synapse.geometry import Geometry, Pair, Parts, channels_last, flat
 from hybridsnn.kernels.synapse.lists import compiled
 from hybridsnn.kernels.synapse.matrices import multiply_add, room
+from hybridsnn.kernels.synapse.vectors import clear, copy
 from hybridsnn.kernels.threads import over_ranges
 
+PIXELS = 96  # whose taps are copied together
 FRAMES = 48  # that run together, a strip of them (`matrices.STRIPS`) after the other
 TOGETHER = (
     128  # rows of a weight that all of them are multiplied with before the next ones: they fit the first-level cache
 )
+
+
+@compiled
+def _convolve_copies(begin, end, inputs, weight, starts, outputs, geometry, parts):  # type: ignore[no-untyped-def]
+    """Blocks of outputs, for each block all lines of all frames: the items begin <= i < end of these."""
+    lines, width, channels = geometry.batch * geometry.out_height, geometry.width_of_block, geometry.channels
+    line, count = geometry.kernel_width * channels, geometry.kernel_height * geometry.kernel_width * channels
+    together = max(1, PIXELS // geometry.out_width)
+    rows, seen = room(count * width), room(together * geometry.out_width * count)
+    rows[:] = 0
+    for block in range(begin // lines, math.ceil(end / lines)):
+        out = block * width
+        copy_rows(block, 0, 0, geometry.kernel_height, weight, rows, geometry, parts)
+        low_line, high_line = max(begin - block * lines, 0), min(end - block * lines, lines)
+        for first in range(low_line, high_line, together):
+            last, to = min(first + together, high_line), 0
+            for out_line in range(first, last):
+                frame, top = out_line // geometry.out_height, out_line % geometry.out_height * geometry.stride_y
+                for column in range(geometry.out_width):
+                    x = column * geometry.stride_x - geometry.before
+                    left = min(max(0, -x), geometry.kernel_width) * channels
+                    right = max(left, min(geometry.kernel_width, geometry.width - x) * channels)
+                    for y in range(top - geometry.above, top - geometry.above + geometry.kernel_height):
+                        at = ((frame * geometry.height + y) * geometry.width + x) * channels
+                        inside = 0 <= y < geometry.height
+                        if inside:
+                            clear(seen, to, left)
+                            copy(inputs, at + left, seen, to + left, right - left)
+                            clear(seen, to + right, line - right)
+                        else:
+                            clear(seen, to, line)
+                        to += line
+            multiply_add(
+                (last - first) * geometry.out_width, width,
+                outputs, first * geometry.out_width * starts.size + out, starts.size, starts, out, 0,
+                seen, 0, count, 1, rows, 0, width, count,
+            )  # fmt: skip
 
 
 @compiled
@@ -80,12 +120,15 @@ def convolution(
         stride, padding: of height and width; outside of the image are zeros.
     """
     geometry = Geometry.of(inputs, weight, stride, padding)
-    outputs, starts = geometry.room_for_outputs(inputs), geometry.starts(inputs, bias)
-    items = geometry.blocks * math.ceil(geometry.batch / FRAMES) * geometry.out_height
+    outputs, starts, parts = geometry.room_for_outputs(inputs), geometry.starts(inputs, bias), Parts.of(geometry)
+    copies = (
+        parts.number == 1 and parts.lines == geometry.kernel_height and geometry.out_height * geometry.out_width > 1
+    )
+    groups = geometry.batch if copies else math.ceil(geometry.batch / FRAMES)
+    items = geometry.blocks * groups * geometry.out_height
     over_ranges(
-        _convolve, items, geometry.worth_a_thread(items, inputs.numel()),
-        flat(channels_last(inputs)), flat(channels_last(weight)), starts.numpy(), flat(outputs),
-        geometry, Parts.of(geometry),
+        _convolve_copies if copies else _convolve, items, geometry.worth_a_thread(items, inputs.numel()),
+        flat(channels_last(inputs)), flat(channels_last(weight)), starts.numpy(), flat(outputs), geometry, parts,
     )  # fmt: skip
     return geometry.cut(outputs)
 

@@ -146,6 +146,48 @@ def add_rows(  # type: ignore[no-untyped-def]
         _add_16(sums, at, starts, start, rows, origin, step, places, values, bounds, first, last, stride, lists)
 
 
+def for_vectors(builder: ir.IRBuilder, count: Any, body: Callable[[Any, int], None]) -> None:
+    """Write a loop over `count` places, `LINE` at a time, and one over those that are left."""
+    zero, whole = ir.Constant(count.type, 0), builder.and_(count, ir.Constant(count.type, -LINE))
+    for low, high, width in ((zero, whole, LINE), (whole, count, 1)):
+        with cgutils.for_range_slice(builder, low, high, ir.Constant(count.type, width)) as (i, _):
+            body(i, width)
+
+
+@intrinsic
+def copy(typing: Any, source: Any, at: Any, target: Any, to: Any, count: Any) -> Code:
+    """target[to + i] = source[at + i] for 0 <= i < count; the two do not overlap."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        source, at, target, to, count = operands_of(context, builder, signature, arguments)
+
+        def body(i: Any, width: int) -> None:
+            values = builder.load(vector_at(builder, source, builder.add(at, i), width), align=4)
+            builder.store(values, vector_at(builder, target, builder.add(to, i), width), align=4)
+
+        for_vectors(builder, count, body)
+        return context.get_dummy_value()
+
+    return types.void(source, INDEX, target, INDEX, INDEX), generate
+
+
+@intrinsic
+def clear(typing: Any, target: Any, to: Any, count: Any) -> Code:
+    """target[to + i] = 0 for 0 <= i < count."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        target, to, count = operands_of(context, builder, signature, arguments)
+
+        def body(i: Any, width: int) -> None:
+            zeros = ir.Constant(vector_of(width), None)
+            builder.store(zeros, vector_at(builder, target, builder.add(to, i), width), align=4)
+
+        for_vectors(builder, count, body)
+        return context.get_dummy_value()
+
+    return types.void(target, INDEX, INDEX), generate
+
+
 @intrinsic
 def active(typing: Any, values: Any, at: Any) -> Code:
     """Which of the `MASK` values from `at` on are not 0, as the bits of an unsigned integer, the first one lowest."""

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
-from hybridsnn.kernels.synapse.vectors import INDEX, LINE, Code, operands_of, vector_at
+from hybridsnn.kernels.synapse.vectors import INDEX, Code, for_vectors, operands_of, vector_at
 
 SMALL, LARGE = math.sqrt(1 / 2), math.sqrt(2)  # points, whose product is 1
 Numbers = tuple[Any, ...]
@@ -71,7 +71,7 @@ def over_tiles(formula: Callable[..., Numbers], *, shifted: bool = False) -> Cal
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         given = operands_of(context, builder, signature, arguments)
-        _for_vectors(builder, given[8], lambda channel, width: vectors(builder, given, channel, width))
+        for_vectors(builder, given[8], lambda channel, width: vectors(builder, given, channel, width))
         return context.get_dummy_value()
 
     def signature(source: Any, target: Any, *shift: Any) -> Any:
@@ -134,7 +134,7 @@ def over_lines(formula: Callable[..., Numbers]) -> Callable[..., Numbers]:
                 for line, result in zip(write, formula(*numbers), strict=True):
                     builder.store(result.value, vector_at(builder, line, i, width), align=4)
 
-            _for_vectors(builder, count, vectors)
+            for_vectors(builder, count, vectors)
             return context.get_dummy_value()
 
         return types.void(sources, targets), generate
@@ -144,14 +144,6 @@ def over_lines(formula: Callable[..., Numbers]) -> Callable[..., Numbers]:
         return lambda sources, targets: run(sources, targets)
 
     return formula
-
-
-def _for_vectors(builder: ir.IRBuilder, count: Any, body: Callable[[Any, int], None]) -> None:
-    """Write a loop over `count` places, `LINE` at a time, and one over those that are left."""
-    zero, whole = ir.Constant(count.type, 0), builder.and_(count, ir.Constant(count.type, -LINE))
-    for low, high, width in ((zero, whole, LINE), (whole, count, 1)):
-        with cgutils.for_range_slice(builder, low, high, ir.Constant(count.type, width)) as (i, _):
-            body(i, width)
 
 
 @register_jitable

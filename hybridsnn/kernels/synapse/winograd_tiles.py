@@ -10,7 +10,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from hybridsnn.kernels.synapse.matrices import multiply_add, room
-from hybridsnn.kernels.synapse.vectors import LINE, transpose
+from hybridsnn.kernels.synapse.vectors import LINE, clear, copy, transpose
 from hybridsnn.kernels.synapse.winograd_formulas import (
     errors_of_four,
     errors_of_two,
@@ -39,13 +39,12 @@ def _cut(images, frame, top, left, size, channels, patch):  # type: ignore[no-un
     for i in range(size):
         inside = 0 <= top + i < height
         start = (frame * height + top + i) * width + left * channels
-        for k in range(low if inside else line):
-            patch[i * line + k] = 0
         if inside:
-            for k in range(low, high):
-                patch[i * line + k] = flat[start + k]
-            for k in range(high, line):
-                patch[i * line + k] = 0
+            clear(patch, i * line, low)
+            copy(flat, start + low, patch, i * line + low, high - low)
+            clear(patch, i * line + high, line - high)
+        else:
+            clear(patch, i * line, line)
 
 
 @register_jitable
@@ -157,12 +156,12 @@ def _tiling(
     outputs: int,
     take_outputs: Callable[..., Any],
     take: Callable[..., Any],
-    inputs_of: Callable[..., None],
-    errors_of: Callable[..., None],
-    outputs_of: Callable[..., None],
-    gradients_of: Callable[..., None],
-    weights_of: Callable[..., None],
-    weight_gradients_of: Callable[..., None],
+    inputs_of: Callable[..., Any],
+    errors_of: Callable[..., Any],
+    outputs_of: Callable[..., Any],
+    gradients_of: Callable[..., Any],
+    weights_of: Callable[..., Any],
+    weight_gradients_of: Callable[..., Any],
 ) -> Tiling:
     """Compile the loops around the transforms of lines.
 
@@ -239,8 +238,7 @@ def _tiling(
                 outputs_of(flat_tiles, at, inputs * matrix, matrix, patch, 0, line, channels, channels, shift)
                 for i in range(min(outputs, height - top)):
                     for j in range(min(outputs, width // step - left)):
-                        start, goal = (i * outputs + j) * channels, to + i * width + j * step
-                        flat[goal : goal + channels] = patch[start : start + channels]
+                        copy(patch, (i * outputs + j) * channels, flat, to + i * width + j * step, channels)
 
     @numba.njit(cache=True, nogil=True)
     def merge_input_gradient(begin, end, images, channels, tiles):  # type: ignore[no-untyped-def]
