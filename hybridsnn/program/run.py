@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridsnn.encoders import Frames, constant_in_time
 from hybridsnn.kernels.neuron import Surrogate
-from hybridsnn.kernels.synapse.transmission import transmit
+from hybridsnn.kernels.synapse.choice import transmit
 from hybridsnn.neurons import SharedDropout
 from hybridsnn.program.graph import Node, Program, Segment, attribute, has_hooks
 from hybridsnn.program.operations import Role
@@ -59,8 +59,7 @@ class Flow:
 
     def transmit(self, run: "Run", node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """What a synapse makes of values `[N, ...]`."""
-        plain = torch.is_grad_enabled() or has_hooks(node.module)
-        result: Tensor = node.call(args, kwargs) if plain else transmit(node.module, *args, **kwargs)
+        result: Tensor = node.call(args, kwargs) if torch.is_grad_enabled() else transmit(node.module, *args, **kwargs)
         return result
 
     def compute(self, run: "Run", node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
