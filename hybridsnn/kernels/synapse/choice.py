@@ -78,8 +78,8 @@ class Plan(NamedTuple):
             # A few frames at a time, or blocks that are filled up would take several times the memory of the outputs.
             size = self.frame.out_height, self.frame.out_width, self.frame.out_channels
             outputs = values.new_empty(len(values), *size).permute(0, 3, 1, 2)
-            few = max(1, ROOM // room)
-            for some, made in zip(values.split(few), outputs.split(few), strict=True):
+            count = max(1, ROOM // room)
+            for some, made in zip(values.split(count), outputs.split(count), strict=True):
                 made.copy_(way.convolution(some, module.weight, module.bias, self.stride, self.padding))
             return outputs
         if self.limit == 0:
