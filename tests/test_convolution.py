@@ -139,10 +139,8 @@ def test_currents_of_spikes(density: float) -> None:
 
 @BOTH
 @pytest.mark.parametrize(("most", "sizes"), [(0.5, [1] * 5), (1, [1] * 5), (2, [2, 2, 1]), (4.9, [3, 2]), (5, [5])])
-def test_a_few_pictures_at_a_time(
-    most: float, sizes: list[int], tiling: Tiling, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Five pictures in chunks of some, as equal as they can be."""
+def test_a_few_images_at_a_time(most: float, sizes: list[int], tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images in chunks of some, as equal as they can be."""
     inputs, weight, bias, errors = tensors((5, 17, 20, 7, 6), "channels-last")
     transformed = transform_weight(weight, tiling)
     monkeypatch.setattr(winograd, "CHUNK", most * tiling.matrices * tiling.tiles(7, 6))
@@ -230,6 +228,6 @@ def test_supports() -> None:
         "groups": supports(inputs, weight[:, :32], groups=2),
         "three channels in": supports(inputs[:, :3], weight[:, :3]),
         "ten channels out": supports(inputs, weight[:10]),
-        "no pictures": supports(inputs[:0], weight),
+        "no images": supports(inputs[:0], weight),
     }
     assert not [what for what, answer in refused.items() if answer]

@@ -114,7 +114,7 @@ def test_linear_layers_of_spikes_are_exact() -> None:
 
 @pytest.mark.parametrize("rows", [1, 7, 40, 100])
 def test_pieces_of_any_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However weights and pictures are cut to fit the cache."""
+    """However weights and images are cut to fit the cache."""
     inputs, weight, errors = spikes(3, 70, 6, 5), sixteenths(66, 70, 3, 3), sixteenths(3, 66, 6, 5)
     for module, name in ((geometry, "ROWS"), (event_driven_gradients, "ROWS"), (event_driven_gradients, "SUMS")):
         monkeypatch.setattr(module, name, rows)
@@ -212,7 +212,7 @@ def test_supports() -> None:
         "sequences": supports(inputs[..., 0], weight[..., 0]),
         "a dilation": supports(inputs, weight, dilation=(1, 2)),
         "groups": supports(inputs, weight[:, :3], groups=2),
-        "no pictures": supports(inputs[:0], weight),
+        "no images": supports(inputs[:0], weight),
     }
     assert not [what for what, answer in refused.items() if answer]
 

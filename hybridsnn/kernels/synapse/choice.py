@@ -22,6 +22,7 @@ from hybridsnn.kernels.synapse.lists import densities, density
 from hybridsnn.kernels.synapse.winograd_tiles import TILINGS, Tiling
 
 FILTERS = 128  # output channels at a time: their transformed weights take megabytes, those of a deep layer a hundred
+ROOM = 2**20  # outputs of blocks that are filled up, at a time
 GRID = 2.0**14  # sums of multiples of one over it are exact in float32, up to 1024; of quarters of them up to 256
 
 
@@ -68,10 +69,19 @@ class Plan(NamedTuple):
             prepared: the transformed weight, if it is at hand.
         """
         if self.tiling is None:
-            way = event_driven if self.event_driven_pays(density(values), len(values)) else direct
+            way: Any = event_driven if self.event_driven_pays(density(values), len(values)) else direct
             if isinstance(module, nn.Linear):
                 return way.linear(values, module.weight, module.bias)
-            return way.convolution(values, module.weight, module.bias, self.stride, self.padding)
+            room = self.frame.outputs * self.frame.blocks * self.frame.width_of_block
+            if self.frame.out_channels % self.frame.width_of_block == 0 or len(values) * room <= ROOM:
+                return way.convolution(values, module.weight, module.bias, self.stride, self.padding)
+            # A few frames at a time, or blocks that are filled up would take several times the memory of the outputs.
+            size = self.frame.out_height, self.frame.out_width, self.frame.out_channels
+            outputs = values.new_empty(len(values), *size).permute(0, 3, 1, 2)
+            count = max(1, ROOM // room)
+            for some, made in zip(values.split(count), outputs.split(count), strict=True):
+                made.copy_(way.convolution(some, module.weight, module.bias, self.stride, self.padding))
+            return outputs
         if self.limit == 0:
             many, few = torch.arange(len(values)), torch.arange(0)
         else:

@@ -10,7 +10,7 @@ from hybridsnn.kernels.synapse.geometry import Geometry, Parts
 from hybridsnn.kernels.synapse.winograd_tiles import Tiling
 
 LIST_INPUT, START_LIST, ADD = 0.25, 8.0, 0.031  # event-driven
-LIST_INPUT_TOO, COPY_WEIGHT_TOO, START_LIST_TOO, ADD_TOO = 0.6, 0.65, 15.0, 0.024  # event-driven gradients of weights
+LIST_INPUT_TOO, COPY_WEIGHT_TOO, START_LIST_TOO, ADD_TOO = 0.6, 0.4, 12.0, 0.024  # event-driven gradients of weights
 MULTIPLY, CORRELATE = 0.012, 0.012  # dense, directly; gradients of weights by a library
 TRANSFORM, FILTER = 0.35, 0.0125  # minimal filtering: a value of a transformed tile, a multiplication
 

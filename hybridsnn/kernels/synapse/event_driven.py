@@ -92,7 +92,7 @@ def convolution(
         bias: `[out]`.
         stride, padding: of height and width; outside of the image are zeros.
         frames: int64, which of the N images to convolve; all by default.
-        into: `Geometry.room_for_outputs`, which is written to.
+        into: `Geometry.room_for_outputs`, which is written to, and returned with all the channels that it has.
     """
     geometry = Geometry.of(inputs, weight, stride, padding)
     starts, parts = geometry.starts(inputs, bias), Parts.of(geometry)
@@ -111,7 +111,7 @@ def convolution(
         _convolve, items, geometry.worth_a_thread(items, active),
         found, flat(channels_last(weight)), starts.numpy(), flat(outputs), frames.numpy(), geometry, parts,
     )  # fmt: skip
-    return geometry.cut(outputs)
+    return geometry.cut(outputs) if into is None else outputs.permute(0, 3, 1, 2)
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
