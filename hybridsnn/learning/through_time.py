@@ -165,10 +165,9 @@ class ThroughTime(Simulation):
         """By automatic differentiation of the one node, from the values of its inputs made again."""
         if _calls(self.module, node, nn.AvgPool2d):
             (source,) = node.all_input_nodes
-            pool, shape = self.fetch_attr(str(node.target)), self.forms[source].shape
-            passed = _through_pool(pool, error, shape)
-            if passed is not None:
-                self._send(source, passed)
+            window = _tiles(self.fetch_attr(str(node.target)), self.forms[source].shape, error.shape[1:])
+            if window is not None:
+                self._send(source, pooling.spread(error, *window))
                 return
         if _calls(self.module, node, SharedDropout):  # errors are dropped as values are
             (source,) = node.all_input_nodes
@@ -238,9 +237,23 @@ class ThroughTime(Simulation):
             return self._chunk_of(self.frames).flatten(0, 1)
         if _calls(self.module, node, SpikingNeuron):
             return self.runs[str(node.target)].spikes(self.chunk).flatten(0, 1)
+        if _calls(self.module, node, nn.AvgPool2d) and _calls(self.module, node.all_input_nodes[0], SpikingNeuron):
+            pooled = self._pooled(node)
+            if pooled is not None:
+                return pooled
         inputs = {source: self._value(source) for source in node.all_input_nodes if source.op != "get_attr"}
         with torch.no_grad(), self.autocast:
             return self._run_on(node, inputs)
+
+    def _pooled(self, node: fx.Node) -> Tensor | None:
+        """The value of an average pool of spikes from their bits, without unpacking them; None if that cannot be."""
+        (source,) = node.all_input_nodes
+        form, record = self.forms[node], self.runs[str(source.target)].records[self.chunk]
+        window = _tiles(self.fetch_attr(str(node.target)), self.forms[source].shape, form.shape)
+        if window is None or form.memory_format != torch.channels_last:
+            return None
+        means = pooling.of_bits(record.bits, record.steps, form.dtype, *window)
+        return None if means is None else means.flatten(0, 1)
 
     def _blank(self, node: fx.Node) -> Any:
         """Something of the form of a node's value, or, if it is no tensor, its value."""
@@ -399,21 +412,12 @@ def cuts_in_time(body: fx.GraphModule) -> bool:
     return placeholders == 1 and not loose
 
 
-def _through_pool(pool: Any, error: Tensor, shape: torch.Size) -> Tensor | None:
-    """The error `[N, C, H, W]` of an average pool to that of its input `[N, *shape]`, channels-last.
-
-    None if windows overlap or do not tile the picture. PyTorch's own would need an input to know the order in memory.
-    """
+def _tiles(pool: Any, inputs: torch.Size, outputs: torch.Size) -> tuple[int, int] | None:
+    """The window of an average pool `[C, H, W]` to `[C, H, W]`; None if windows overlap or do not tile the picture."""
     high, wide = (pool.kernel_size,) * 2 if isinstance(pool.kernel_size, int) else pool.kernel_size
-    _, channels, rows, columns = error.shape
-    if (
-        pool.stride not in (pool.kernel_size, (high, wide))
-        or pool.padding not in (0, (0, 0))
-        or pool.divisor_override is not None
-        or shape != (channels, rows * high, columns * wide)
-    ):
-        return None
-    return pooling.spread(error, high, wide)
+    plain = pool.stride in (pool.kernel_size, (high, wide)) and pool.padding in (0, (0, 0))
+    whole = len(outputs) == 3 and tuple(inputs) == (outputs[0], outputs[1] * high, outputs[2] * wide)
+    return (high, wide) if plain and whole and pool.divisor_override is None else None
 
 
 def _learning_nodes(body: fx.GraphModule) -> set[fx.Node]:
