@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hybridsnn.kernels.synapse.learning import LearningSynapse, add_gradient
 
-PIXELS = 4  # of a picture, up to which a convolution is best one product of matrices
+PIXELS = 16  # of a picture, up to which a convolution is best one product of matrices; with 64 it is slower
 
 
 def supports(module: nn.Module, values: Tensor) -> bool:
