@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels.synapse import half
+from hybridsnn.kernels.synapse import patches
 from hybridsnn.kernels.synapse.half import HalfSynapse
 from hybridsnn.kernels.synapse.learning import learning_synapse
+from hybridsnn.kernels.synapse.transmission import transmit
 
 MODULES = {
     "pixels": (nn.Conv2d(5, 7, 3, padding=1), (6, 5, 2, 2)),
@@ -49,6 +50,7 @@ def test_outputs_and_gradients_are_rounded_once(name: str, channels_last: bool) 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         synapse = learning_synapse(module, values, many=True)
         found = synapse.forward(values)
+        assert torch.equal(transmit(module, values), found)
     assert isinstance(synapse, HalfSynapse) and found.dtype == torch.bfloat16
     assert torch.equal(found, outputs.to(torch.bfloat16))
     for _ in range(2):
@@ -62,10 +64,11 @@ def test_outputs_and_gradients_are_rounded_once(name: str, channels_last: bool) 
 
 def test_few_pixels_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    patches = half._patches
-    monkeypatch.setattr(half, "_patches", lambda *arguments: taken.append(1) or patches(*arguments))
+    convolution = patches.convolution
+    monkeypatch.setattr(patches, "convolution", lambda *arguments: taken.append(1) or convolution(*arguments))
     for name, (module, shape) in MODULES.items():
         taken.clear()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             learning_synapse(module, torch.zeros(shape), many=True).forward(torch.zeros(shape))
-        assert bool(taken) == (name in ("pixels", "one pixel", "a line of pixels"))
+            transmit(module, torch.zeros(shape))
+        assert len(taken) == 2 * (name in ("pixels", "one pixel", "a line of pixels"))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels.synapse import costs, event_driven, winograd
+from hybridsnn.kernels.synapse import costs, event_driven, patches, winograd
 
 FILTERS = 128  # output channels at a time: their transformed weights take megabytes, those of a deep layer a hundred
 GRID = 2.0**14  # sums of multiples of one over it are exact in float32, up to 1024; of quarters of them up to 256
@@ -23,6 +23,10 @@ def transmit(module: Any, values: Tensor) -> Tensor:
             return event_driven.linear(values, module.weight, module.bias)
     if is_fast(module, values):
         return fast_convolution(module, values)
+    if _is_half(values) and patches.supports(module, values):
+        half = torch.get_autocast_dtype(values.device.type)
+        bias = None if module.bias is None else module.bias.to(half)
+        return patches.convolution(values.to(half), module.weight.to(half), bias)
     output: Tensor = module(values)
     return output
 
@@ -43,6 +47,12 @@ def is_fast(module: Any, values: Tensor) -> bool:
         and _is_plain(module, values)
         and winograd.supports(values, module.weight, module.stride, module.padding, module.dilation, module.groups)  # type: ignore[arg-type]
     )
+
+
+def _is_half(values: Tensor) -> bool:
+    """Whether synapses are to run in half precision."""
+    device = values.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device).itemsize == 2
 
 
 def _is_plain(module: Any, values: Tensor) -> bool:
