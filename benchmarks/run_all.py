@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FOLDER = "../docs/benchmarks"
 COMMANDS = (
-    ("compare_peers.py", "--output", FOLDER),
+    ("compare_peers.py", "--repeats", "2", "--output", FOLDER),  # four rates, in two precisions: some ten minutes
     ("scaling.py", "--output", FOLDER),
     ("kernels.py", "--output", FOLDER),
     ("stop_speed.py", "--repeats", "3", "--output", FOLDER),

@@ -19,7 +19,7 @@ from hybridsnn.encoders import Encoder
 from hybridsnn.errors import ConfigError
 from hybridsnn.kernels.neuron import KERNELS, online, reference
 from hybridsnn.kernels.neuron.exponential import exponential
-from hybridsnn.kernels.synapse.learning import FastConvolution, learning_synapse
+from hybridsnn.kernels.synapse.learning_ways import FastConvolution, learning_synapse
 from hybridsnn.learning import RULES
 from hybridsnn.learning.rules.forward_traces import ForwardTraces
 from hybridsnn.memory import LiveMemory

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels.synapse import costs, direct, event_driven, winograd
+from hybridsnn.kernels.synapse import costs, direct, event_driven, patches, winograd
 from hybridsnn.kernels.synapse.geometry import Geometry, Pair, supports
 from hybridsnn.kernels.synapse.lists import densities, density
 from hybridsnn.kernels.synapse.winograd_tiles import TILINGS, Tiling
@@ -110,7 +110,13 @@ class Plan(NamedTuple):
 def transmit(module: Any, values: Tensor) -> Tensor:
     """Run a convolution or linear layer on `values`, `[N, ...]` to `[N, ...]`, without gradients."""
     plan = Plan.of(module, values)
-    output: Tensor = module(values) if plan is None else plan.run(module, values)
+    if plan is not None:
+        return plan.run(module, values)
+    if _is_plain(module) and _is_half(values) and patches.supports(module, values):
+        half = torch.get_autocast_dtype(values.device.type)
+        bias = None if module.bias is None else module.bias.to(half)
+        return patches.convolution(values.to(half), module.weight.to(half), bias)
+    output: Tensor = module(values)
     return output
 
 
@@ -132,6 +138,12 @@ def event_driven_gradient_pays(module: Any, values: Tensor) -> bool:
     geometry = Geometry.of(values, module.weight, (1, 1), module.padding if convolves else (0, 0))
     dense = costs.dense_gradient(geometry, winograd.tiling_for(values) if convolves else None)
     return costs.event_driven_gradient(geometry, density(values)) < dense
+
+
+def _is_half(values: Tensor) -> bool:
+    """Whether synapses are to run in half precision."""
+    device = values.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device).itemsize == 2
 
 
 def _is_plain(module: Any) -> bool:

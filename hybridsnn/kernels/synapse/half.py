@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridsnn.kernels.synapse import patches
 from hybridsnn.kernels.synapse.learning import LearningSynapse, add_gradient
 
 
@@ -34,6 +35,8 @@ class HalfSynapse(LearningSynapse):
         values = values.to(self.dtype)
         if isinstance(module, nn.Linear):
             return nn.functional.linear(values, self.half, self.half_bias)
+        if patches.supports(module, values):
+            return patches.convolution(values, self.half, self.half_bias)
         output: Tensor = module._conv_forward(values, self.half, self.half_bias)
         return output
 
@@ -45,6 +48,10 @@ class HalfSynapse(LearningSynapse):
             if learns:
                 add_gradient(self.weight, error.flatten(0, -2).t() @ trace.flatten(0, -2))
             return error @ self.half if needs_input else None
+        if patches.supports(module, trace):
+            if learns:
+                add_gradient(self.weight, patches.weight_gradient(trace, error, self.half))
+            return patches.input_gradient(error, self.half) if needs_input else None
         passed, gradient, _ = torch.ops.aten.convolution_backward(
             error, trace, self.half, None, module.stride, module.padding, module.dilation,
             False, [0] * len(module.stride), module.groups, [needs_input, learns, False],

@@ -13,7 +13,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from hybridsnn.encoders import Frames
 from hybridsnn.kernels import pooling
 from hybridsnn.kernels.neuron import Kernel, Surrogate, choose
-from hybridsnn.kernels.synapse.learning import LearningSynapse, add_gradient, learning_synapse
+from hybridsnn.kernels.synapse.learning import LearningSynapse, add_gradient
+from hybridsnn.kernels.synapse.learning_ways import learning_synapse
 from hybridsnn.neurons import SharedDropout, SpikingNeuron, TemporalModule
 from hybridsnn.program.gradients.static import return_through_static
 from hybridsnn.program.graph import Node, Program, attribute
@@ -154,10 +155,10 @@ class _BitsFlow(Flow):
 
     def _return_through_pool(self, run: Run, node: Node, error: Tensor) -> bool:
         (source,) = node.inputs
-        passed = _through_pool(node.module, error, self.forms[source].shape)
-        if passed is not None:
-            self._send(run, source, passed)
-        return passed is not None
+        window = pooling.window_of(node.module, self.forms[source].shape, error.shape[1:])
+        if window is not None:
+            self._send(run, source, pooling.spread(error, *window))
+        return window is not None
 
     def _return_through_any(self, run: Run, node: Node, error: Tensor) -> None:
         """By automatic differentiation of the one node, from the values of its inputs made again."""
@@ -210,9 +211,23 @@ class _BitsFlow(Flow):
             return self._chunk_of(self.frames).flatten(0, 1)
         if node.role is Role.NEURON:
             return self.layers[node.name].spikes(self.chunk).flatten(0, 1)
+        if isinstance(node.module, nn.AvgPool2d) and node.inputs[0].role is Role.NEURON:
+            pooled = self._pooled(node)
+            if pooled is not None:
+                return pooled
         inputs = {source: self._value(run, source) for source in node.inputs}
         with torch.no_grad(), self.autocast:
             return run.evaluate(node, inputs)
+
+    def _pooled(self, node: Node) -> Tensor | None:
+        """The value of an average pool of spikes from their bits, without unpacking them; None if that cannot be."""
+        (source,) = node.inputs
+        form, record = self.forms[node], self.layers[source.name].records[self.chunk]
+        window = pooling.window_of(node.module, self.forms[source].shape, form.shape)
+        if window is None or form.memory_format != torch.channels_last:
+            return None
+        means = pooling.of_bits(record.bits, record.steps, form.dtype, *window)
+        return None if means is None else means.flatten(0, 1)
 
     def _blank(self, run: Run, node: Node) -> Any:
         """Something of the form of a node's value, or, if it is no tensor, its value."""
@@ -337,20 +352,3 @@ class _Layer:
     def forget(self, chunk: int) -> None:
         """Give back the memory of a chunk that is done."""
         del self.records[chunk:]
-
-
-def _through_pool(pool: Any, error: Tensor, shape: torch.Size) -> Tensor | None:
-    """The error `[N, C, H, W]` of an average pool to that of its input `[N, *shape]`, channels-last.
-
-    None if windows overlap or do not tile the image. PyTorch's own would need an input to know the order in memory.
-    """
-    high, wide = (pool.kernel_size,) * 2 if isinstance(pool.kernel_size, int) else pool.kernel_size
-    _, channels, rows, columns = error.shape
-    if (
-        pool.stride not in (pool.kernel_size, (high, wide))
-        or pool.padding not in (0, (0, 0))
-        or pool.divisor_override is not None
-        or shape != (channels, rows * high, columns * wide)
-    ):
-        return None
-    return pooling.spread(error, high, wide)

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hybridsnn.errors import ConfigError
 from hybridsnn.kernels.neuron import Surrogate, online
-from hybridsnn.kernels.synapse.learning import LearningSynapse, Scale, Transmit, learning_synapse
+from hybridsnn.kernels.synapse.learning import LearningSynapse, Scale, Transmit
+from hybridsnn.kernels.synapse.learning_ways import learning_synapse
 from hybridsnn.neurons import SpikingNeuron
 from hybridsnn.program.gradients.static import return_through_static
 from hybridsnn.program.graph import Node, Program
