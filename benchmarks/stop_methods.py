@@ -2,7 +2,7 @@
 
 The recipe has a step `tuned` that fine-tunes and a step `tuned-test` that evaluates it. Every method and seed is a run
 of its own under the folder of runs; what is current is not made again. Time is that of one training step on random
-pictures, all methods in turns.
+images, all methods in turns.
 """
 
 import argparse
