@@ -12,7 +12,8 @@ class Surrogate:
 
     Attributes:
         name, summary: for people.
-        shape: "spike-time", "triangle" or "exponential".
+        shape: "spike-time", "triangle", "exponential" or "sigmoid" (the slope of a logistic function of 4 times
+            the distance, as a share of its largest).
         height: the largest value (divided by the threshold if `relative`).
         decay: rate per step of the spike-time exponential.
         relative: measure height and distance in units of the threshold, so that scaling currents,
@@ -37,7 +38,13 @@ class Surrogate:
         if self.shape == "spike-time":
             return self.height / width * torch.exp(-self.decay * since_spike.to(membrane.dtype))
         distance = (membrane - threshold).abs() / width
-        profile = (1 - distance).clamp(min=0) if self.shape == "triangle" else torch.exp(-distance)
+        if self.shape == "triangle":
+            profile = (1 - distance).clamp(min=0)
+        elif self.shape == "exponential":
+            profile = torch.exp(-distance)
+        else:
+            decayed = torch.exp(-4 * distance)
+            profile = 4 * decayed / (1 + decayed) ** 2
         return self.height / width * profile
 
 
@@ -55,6 +62,11 @@ SURROGATES = {
             "triangle", height=0.3, relative=True,
         ),
         Surrogate("exponential", "exp(-|U - threshold|): the STOP paper", "exponential", height=1.0),
+        Surrogate(
+            "sigmoid",
+            "the slope of a logistic function, 4 (U / threshold - 1): rate-based back-propagation",
+            "sigmoid", height=1.0, relative=True,
+        ),
         Surrogate("triangle", "max(0, 1 - |U - threshold|): the STOP paper's code", "triangle", height=1.0),
     )
 }  # fmt: skip

@@ -32,6 +32,7 @@ SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "exponential": lambda distance, threshold: torch.exp(-distance.abs()),
     "triangle": lambda distance, threshold: (1 - distance.abs()).clamp(min=0),
     "linear": lambda distance, threshold: 0.3 / threshold * (1 - distance.abs() / threshold).clamp(min=0),
+    "sigmoid": lambda distance, threshold: 1 / threshold / torch.cosh(2 * distance / threshold) ** 2,
 }
 Gradients = dict[str, Tensor]
 HERE = [name for name, kernel in KERNELS.items() if kernel.supports(torch.zeros(1))]
@@ -1215,7 +1216,7 @@ def test_networks_that_one_trace_cannot_serve_are_refused() -> None:
     for name in RULES:
         if name.startswith(("stop-", "osstop", "ottt", "sltt")):
             with pytest.raises(
-                ConfigError, match=r"surrogate: got 'spike-time', must be exponential or linear or triangle$"
+                ConfigError, match=r"surrogate: got 'spike-time', must be exponential or linear or sigmoid or triangle$"
             ) as error:
                 RULES[name](surrogate="spike-time")
             assert "\n" not in str(error.value)

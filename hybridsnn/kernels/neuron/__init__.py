@@ -16,7 +16,7 @@ class Surrogate(Protocol):
     """What the scan must know of a surrogate gradient; `hybridsnn.surrogates` holds the real ones."""
 
     @property
-    def shape(self) -> str: ...  # "spike-time", "triangle" or "exponential"
+    def shape(self) -> str: ...  # "spike-time", "triangle", "exponential" or "sigmoid"
     @property
     def height(self) -> float: ...
     @property

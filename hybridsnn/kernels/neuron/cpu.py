@@ -9,7 +9,7 @@ import torch
 from numba import extending, types
 from torch import Tensor
 
-from hybridsnn.kernels.neuron.exponential import exponential
+from hybridsnn.kernels.neuron.exponential import exponential, sigmoid_slope
 from hybridsnn.kernels.neuron.layout import Layout
 from hybridsnn.kernels.threads import over_ranges
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1024  # neurons per block: membranes, clocks and parameters of one block stay in the first-level cache
 THREAD = 128 * BLOCK  # neurons, times steps, that are worth waking a thread for: it takes a tenth of a millisecond
-SHAPES = {"spike-time": 0, "triangle": 1, "exponential": 2}
+SHAPES = {"spike-time": 0, "triangle": 1, "exponential": 2, "sigmoid": 3}
 
 
 def supports(current: Tensor) -> bool:
@@ -215,9 +215,12 @@ def _backward(  # type: ignore[no-untyped-def]
                 if shape == 1:
                     for i in range(size):
                         work[slope + i] = work[scale + i] * max(zero, one + work[slope + i])
-                else:
+                elif shape == 2:
                     for i in range(size):
                         work[slope + i] = work[scale + i] * exponential(work[slope + i])
+                else:
+                    for i in range(size):
+                        work[slope + i] = work[scale + i] * sigmoid_slope(work[slope + i], one)
             entering = grad_current[t, low:high]
             if grad_spikes.size > 0:
                 incoming = grad_spikes[t, low:high]

@@ -159,7 +159,13 @@ def backward(  # type: ignore[no-untyped-def]
                 slope = tl.exp(-decay * since.to(wide))
             else:
                 distance = tl.abs(potential - level) / width
-                slope = tl.maximum(1 - distance, 0) if shape == "triangle" else tl.exp(-distance)
+                if shape == "triangle":
+                    slope = tl.maximum(1 - distance, 0)
+                elif shape == "exponential":
+                    slope = tl.exp(-distance)
+                else:
+                    decayed = tl.exp(-4 * distance)
+                    slope = 4 * decayed / ((1 + decayed) * (1 + decayed))
             entering = tl.load(grad_spikes + step * stride + neuron, mask=real).to(wide) * (scale * slope)
             if grad_threshold is not None:
                 by_threshold -= entering if hard else entering + tl.where(fired, carried, 0)

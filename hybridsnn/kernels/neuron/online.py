@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hybridsnn.kernels.neuron import choose, cpu
-from hybridsnn.kernels.neuron.exponential import exponential
+from hybridsnn.kernels.neuron.exponential import exponential, sigmoid_slope
 from hybridsnn.kernels.neuron.layout import Layout, reduce_to
 from hybridsnn.kernels.neuron.reference import broadcast
 from hybridsnn.kernels.threads import over_ranges
@@ -151,11 +151,19 @@ def _forward(  # type: ignore[no-untyped-def]
                 slope[i] = leak * slope[i] - out[i]
 
 
+@numba.njit(inline="always")
+def _profile(distance, one, shape):  # type: ignore[no-untyped-def]
+    """A surrogate's value at a distance from the threshold, as a share of its largest."""
+    if shape == 1:
+        return max(one - one, one - distance)
+    return exponential(-distance) if shape == 2 else sigmoid_slope(-distance, one)
+
+
 @numba.njit(cache=True, nogil=True)
 def _backward(  # type: ignore[no-untyped-def]
     begin, end, incoming, threshold, group, membrane, by_threshold, by_leak, spikes, shape, height, relative, errors
 ):
-    one, zero = spikes.dtype.type(1), spikes.dtype.type(0)
+    one = spikes.dtype.type(1)
     grad_threshold = np.zeros(threshold.size if by_threshold.size > 0 else 0, np.float64)
     grad_leak = np.zeros(1, np.float64)
     # Sums run along blocks, one for each place in a block, so that the compiler makes vectors of them.
@@ -170,12 +178,12 @@ def _backward(  # type: ignore[no-untyped-def]
         if relative:
             for i in range(size):
                 distance = abs(rest[i] + level[i] * spike[i] - level[i]) / level[i]
-                slope = max(zero, one - distance) if shape == 1 else exponential(-distance)
+                slope = _profile(distance, one, shape)
                 error[i] = gradient[i] * (height / level[i] * slope)
         else:
             for i in range(size):
                 distance = abs(rest[i] + level[i] * spike[i] - level[i])
-                slope = max(zero, one - distance) if shape == 1 else exponential(-distance)
+                slope = _profile(distance, one, shape)
                 error[i] = gradient[i] * (height * slope)
         if by_threshold.size > 0:
             trace = by_threshold[low:high]
