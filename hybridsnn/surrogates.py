@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NEVER = 1000  # a neuron that has not fired yet counts as having fired this many steps before the first (STDB)
+
 
 @dataclass(frozen=True)
 class Surrogate:
@@ -16,6 +18,8 @@ class Surrogate:
             the distance, as a share of its largest).
         height: the largest value (divided by the threshold if `relative`).
         decay: rate per step of the spike-time exponential.
+        never: for the spike-time exponential, a neuron that has not fired yet counts as having fired so many steps
+            before the first.
         relative: measure height and distance in units of the threshold, so that scaling currents,
             membrane and threshold together scales the gradient as a derivative must.
     """
@@ -26,6 +30,7 @@ class Surrogate:
     height: float
     decay: float = 0.0
     relative: bool = False
+    never: int = NEVER
 
     @property
     def needs_membrane(self) -> bool:
