@@ -8,9 +8,10 @@ is 1.
 
 Then times, all ways in turns, and memory, as ratios:
 
-- inference and training step: time of the peer / ours. Losses are the cross-entropy of the summed readout; ours learns
-  by STDB, SpikingJelly with its `PiecewiseQuadratic`, snnTorch with its arctangent. All use the same fused Adam with
-  amsgrad, at a learning rate of 0, so that rates stay what they are.
+- inference and training step: time of the peer / ours, at several rates of firing, since what an event-driven path
+  gains depends on them; snnTorch, simulation and balancing at 5 % only. Losses are the
+  cross-entropy of the summed readout; ours learns by STDB, SpikingJelly with its `PiecewiseQuadratic`, snnTorch with
+  its arctangent. All use the same fused Adam with amsgrad, at a learning rate of 0, so that rates stay what they are.
 - memory: peak live bytes of activations in a training step, ours / the peer's. Weights, their gradients and the
   optimiser's state, which are the same for all, are left out: see `activations.py`. Both are measured twice: as it
   comes, and with an eighth of the most sparing peer's memory as our `memory_budget`.
@@ -35,17 +36,20 @@ from activations import activation_bytes
 from lightning_fabric import Fabric
 from networks import CASES, Case, Specimen
 from peers import PEERS, TOLERANCES, first_difference, spike_counts
-from results import markdown, ratio_table, write
+from results import markdown, rate_table, ratio_table, write
 from timing import in_turns, ratios
 from torch import fx, nn
 from torch.nn import functional
 
 from hybridsnn.conversion import Calibration, MaximumCurrent, spiking_body
 from hybridsnn.learning import RULES
+from hybridsnn.learning.loop import at_precision
 from hybridsnn.model import SpikingModel
-from hybridsnn.stages.compute import keep_freed_memory
+from hybridsnn.stages.compute import has_bfloat16, keep_freed_memory
 
 OURS = "hybridsnn"
+RATES = (0.01, 0.05, 0.15, 0.25)
+AT_ALL_RATES = ("spikingjelly-channels-last",)  # what is fastest of the others on a CPU
 WITHIN = " within an eighth of the memory"
 TARGETS = {
     "32-true": {
@@ -112,16 +116,21 @@ class Comparison:
     def add(self, measure: str, between: str, median: float, smallest: float, largest: float) -> None:
         """Add a row."""
         case, setting = self.case, self.setting
+        target = TARGETS[setting.precision][measure] if case.rate == Case.rate else ""
         self.rows.append(
             Row(
                 measure, between, case.name, case.timesteps, case.batch, case.rate, setting.precision, setting.device,
-                float(median), float(smallest), float(largest), TARGETS[setting.precision][measure],
+                float(median), float(smallest), float(largest), target,
             )
         )  # fmt: skip
 
     def time(self, measure: str, ways: dict[str, Callable[[], object]], base: str) -> None:
         """Add a row for each way: its time / that of `base`."""
-        relative = ratios(in_turns(ways, self.setting.repeats), base)
+        self.add_times(measure, in_turns(ways, self.setting.repeats), base)
+
+    def add_times(self, measure: str, seconds: pd.DataFrame, base: str) -> None:
+        """The same of times that were taken: columns by way, rows by round."""
+        relative = ratios(seconds, base)
         for name, ratio in relative.drop(base).iterrows():
             self.add(measure, f"{name} / {base}", ratio["median"], ratio["smallest"], ratio["largest"])
 
@@ -147,50 +156,57 @@ def failing(case: Case, setting: Setting, peers: list[str]) -> dict[str, str]:
     return found
 
 
-def training_step(network: nn.Module, backward: Callable[[], object]) -> Callable[[], None]:
-    """One call is forward and backward pass and update."""
+def training_steps(network: nn.Module, *backwards: Callable[[], object]) -> list[Callable[[], None]]:
+    """For each way of forward and backward pass a training step: one call is both and the update."""
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(learned, lr=0.0, amsgrad=True, fused=True)
 
-    def step() -> None:
+    def step(backward: Callable[[], object]) -> None:
         optimiser.zero_grad(set_to_none=True)
         backward()
         optimiser.step()
 
-    return step
+    return [partial(step, backward) for backward in backwards]
 
 
-def against_peers(comparison: Comparison, peers: list[str]) -> None:
-    """Inference, training step and its memory."""
+def against_peers(comparison: Comparison, peers: list[str], budget: int | None = None) -> int | None:
+    """Inference, training step and, unless a memory budget is known already, its memory; gives the budget."""
     setting = comparison.setting
     specimen = Specimen.of(comparison.case, device=setting.device)
     frames, labels, fabric = specimen.frames, specimen.labels, setting.fabric
     networks: dict[str, Any] = {OURS: specimen.model, **{peer: PEERS[peer].build(specimen.model) for peer in peers}}
-    wrapped: dict[str, Any] = {name: fabric.setup_module(network) for name, network in networks.items()}
-    wrapped[OURS].mark_forward_method("run")  # a rule calls it, and it must run at the precision asked for
+    wrapped: dict[str, Any] = {peer: fabric.setup_module(networks[peer]) for peer in peers}
+    wrapped[OURS] = at_precision(fabric, specimen.model)
 
     def simulation(name: str) -> Callable[[], object]:
         return torch.no_grad()(lambda: wrapped[name](frames))
 
     comparison.time("inference", {name: simulation(name) for name in networks}, OURS)
 
-    def learn(name: str, budget: int | None) -> Callable[[], object]:
-        if name == OURS:
-            rule = RULES["stdb"](memory_budget=None if budget is None else budget / 2**30)
-            return lambda: rule.step(wrapped[OURS], frames, labels, fabric.backward)
-        return lambda: fabric.backward(functional.cross_entropy(wrapped[name](frames), labels))
+    def learn(budget: int | None) -> Callable[[], object]:
+        rule = RULES["stdb"](memory_budget=None if budget is None else budget / 2**30)
+        return lambda: rule.step(wrapped[OURS], frames, labels, fabric.backward)
 
-    budget: int | None = None
-    for limits in ("", WITHIN):
-        steps = {name: training_step(network, learn(name, budget)) for name, network in networks.items()}
-        comparison.time("training step" + limits, steps, OURS)
-        peaks = {name: activation_bytes(network, steps[name]) for name, network in networks.items()}
-        for peer in peers:
-            ratio = peaks[OURS] / peaks[peer]
-            comparison.add("memory of a training step" + limits, f"{OURS} / {peer}", ratio, ratio, ratio)
-        if not peers:
-            break
-        budget = min(peaks[peer] for peer in peers) // 8
+    def learn_as(peer: str) -> Callable[[], object]:
+        return lambda: fabric.backward(functional.cross_entropy(wrapped[peer](frames), labels))
+
+    steps = {peer: training_steps(networks[peer], learn_as(peer))[0] for peer in peers}
+    measures, peaks = budget is None, {}
+    if measures and peers:
+        peaks = {peer: activation_bytes(networks[peer], steps[peer]) for peer in peers}
+        budget = min(peaks.values()) // 8
+    ours = dict(zip(("", WITHIN), training_steps(specimen.model, learn(None), learn(budget)), strict=True))
+    # The peers run once in each round for both.
+    seconds = in_turns({**{OURS + limits: step for limits, step in ours.items()}, **steps}, setting.repeats)
+    for limits, step in ours.items():
+        each = seconds[[OURS + limits, *peers]].rename(columns={OURS + limits: OURS})
+        comparison.add_times("training step" + limits, each, OURS)
+        if measures:
+            taken = activation_bytes(specimen.model, step)
+            for peer in peers:
+                ratio = taken / peaks[peer]
+                comparison.add("memory of a training step" + limits, f"{OURS} / {peer}", ratio, ratio, ratio)
+    return budget
 
 
 @torch.no_grad()
@@ -248,21 +264,30 @@ def balancing(comparison: Comparison) -> str | None:
     return None
 
 
-def compare(case: Case, setting: Setting, peers: list[str]) -> tuple[list[Row], list[str]]:
-    """All rows of one network, and what failed its check."""
+def compare(
+    case: Case, setting: Setting, peers: list[str], budget: int | None
+) -> tuple[list[Row], list[str], int | None]:
+    """All rows of one network, what failed its check, and the memory budget within which training was timed.
+
+    If that budget is known from another rate, only the times beside other libraries.
+    """
     comparison = Comparison(case, setting)
     wrong = failing(case, setting, peers)
-    failures = [f"{case.name}, {setting.precision}, {way}: {difference}" for way, difference in wrong.items()]
+    failures = [
+        f"{case.name}, {case.rate:.0%}, {setting.precision}, {way}: {difference}" for way, difference in wrong.items()
+    ]
     if OURS in wrong:
-        return [], failures
-    against_peers(comparison, [peer for peer in peers if peer not in wrong])
+        return [], failures, budget
+    whole = budget is None
+    budget = against_peers(comparison, [peer for peer in peers if peer not in wrong], budget)
     gc.collect()  # networks and the closures around them refer to each other
-    against_ann(comparison)
-    gc.collect()
-    if setting.precision == "32-true":  # what thresholds are measured at
+    if whole:
+        against_ann(comparison)
+        gc.collect()
+    if whole and setting.precision == "32-true":  # what thresholds are measured at
         difference = balancing(comparison)
         failures += [f"{case.name}, {setting.precision}, balancing: {difference}"] if difference else []
-    return comparison.rows, failures
+    return comparison.rows, failures, budget
 
 
 def main() -> None:
@@ -270,8 +295,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--rate", type=float, default=Case.rate, help="spikes a neuron and step, of every layer")
-    parser.add_argument("--precision", nargs="+", choices=TARGETS, default=["32-true"])
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=RATES,
+        help="spikes a neuron and step, of every layer; all is measured at 0.05 (without it, the first), "
+        "elsewhere SpikingJelly alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", nargs="+", choices=TARGETS, help="unset: 32-true, and bf16-mixed where there are instructions"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -290,17 +321,21 @@ def main() -> None:
         from spikingjelly.activation_based.functional import neuron_implementation
 
         print(f"spikingjelly: {neuron_implementation('if', torch.device('cuda', torch.cuda.current_device()))}")
+    precisions = arguments.precision or ["32-true", *(["bf16-mixed"] if has_bfloat16(arguments.device) else [])]
+    rates = sorted(arguments.rates, key=lambda rate: rate != Case.rate)  # what is measured in full first
 
     rows: list[Row] = []
     failures: list[str] = []
-    for precision, name in product(arguments.precision, arguments.networks):
-        setting = Setting(precision, arguments.device, arguments.repeats)
-        some, failed = compare(replace(CASES[name], rate=arguments.rate), setting, installed)
-        rows += some
-        failures += failed
+    for precision, name in product(precisions, arguments.networks):
+        setting, budget = Setting(precision, arguments.device, arguments.repeats), None
+        for rate in rates:
+            peers = [peer for peer in installed if rate == rates[0] or peer in AT_ALL_RATES]
+            some, failed, budget = compare(replace(CASES[name], rate=rate), setting, peers, budget)
+            rows += some
+            failures += failed
     if rows:
         measured = pd.DataFrame([asdict(row) for row in rows])
-        print("\n" + markdown(ratio_table(measured)))
+        print("\n" + markdown(rate_table(measured)) + "\n\n" + markdown(ratio_table(measured)))
         if arguments.output:
             write(measured, arguments.output / "peers.csv", arguments.device)
     if failures:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 import hybridsnn
+from hybridsnn.stages.compute import processor_flags
 
 PACKAGES = ("torch", "numba", "triton", "spikingjelly", "snntorch")
 
@@ -26,6 +27,15 @@ def device_name(device: str) -> str:
         return platform.processor() or platform.machine()
 
 
+def instructions(device: str) -> str:
+    """What a processor can do that decides which ways are fast: what PyTorch uses of it, and what it has."""
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        return f"CUDA compute capability {major}.{minor}"
+    kinds = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+    return f"PyTorch uses {torch.backends.cpu.get_cpu_capability()}; {', '.join(processor_flags(kinds)) or 'unknown'}"
+
+
 def conditions(device: str) -> dict[str, str]:
     """When, with what, on what and how the running script was called."""
     versions = []
@@ -38,6 +48,7 @@ def conditions(device: str) -> dict[str, str]:
         "date": date.today().isoformat(),
         "versions": f"hybridsnn {hybridsnn.__version__}, Python {platform.python_version()}, {', '.join(versions)}",
         "device": f"{device_name(device)}, {torch.get_num_threads()} threads",
+        "instructions": instructions(device),
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
@@ -67,10 +78,20 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def rate_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """Time of SpikingJelly / ours at each rate, of the faster of its layouts in each case; rows by what is measured."""
+    timed = measured[measured["measure"].str.startswith(("inference", "training step"))]
+    timed = timed[timed["between"].str.startswith("spikingjelly")]
+    table = timed.pivot_table("median", ["precision", "network", "measure"], "rate", aggfunc="min", sort=True)
+    table.columns = [f"{rate:.0%}" for rate in table.columns]
+    return table.reset_index()
+
+
 def ratio_table(measured: pd.DataFrame) -> pd.DataFrame:
     """The rows of `compare_peers.py` as people read them."""
     what = measured["measure"] + ": " + measured["between"]
-    run = measured["network"] + ", " + measured["precision"] + ", " + measured["device"]
+    rates = measured["rate"].map(lambda rate: f"{rate:.0%}")
+    run = measured["network"] + " at " + rates + ", " + measured["precision"] + ", " + measured["device"]
     return pd.DataFrame(
         {
             "what": what + ", " + run,

@@ -11,7 +11,7 @@ import pandas as pd
 import scaling
 import stop_memory
 import stop_speed
-from results import markdown, ratio_table, read
+from results import markdown, rate_table, ratio_table, read
 
 DOCS = Path(__file__).parent.parent / "docs"
 INTRODUCTION = """# Benchmarks
@@ -29,6 +29,15 @@ class Section:
     title: str
     script: object
     shown: Callable[[pd.DataFrame], pd.DataFrame]
+    first: Callable[[pd.DataFrame], str] | None = None  # what stands before the table
+
+
+def rates(measured: pd.DataFrame) -> str:
+    """The table of rates, with a sentence."""
+    return (
+        "Time of SpikingJelly / hybridsnn, by the spikes a neuron and step of every layer; of SpikingJelly's memory "
+        f"layouts the faster one where both were measured.\n\n{markdown(rate_table(measured))}\n\nEverything:\n"
+    )
 
 
 def stop_memory_table(measured: pd.DataFrame) -> pd.DataFrame:
@@ -39,7 +48,7 @@ def stop_memory_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 SECTIONS = {
-    "peers": Section("Against other libraries, the ANN, and balancing", compare_peers, ratio_table),
+    "peers": Section("Against other libraries, the ANN, and balancing", compare_peers, ratio_table, rates),
     "scaling": Section("Growth with time, batch and depth", scaling, lambda measured: measured),
     "kernels": Section("The neuron scan alone", kernels, lambda measured: measured),
     "stop_speed": Section("STOP against a straightforward implementation", stop_speed, lambda measured: measured),
@@ -56,6 +65,8 @@ def page(folder: Path) -> str:
                 parts += [f"## {section.title}\n", f"{inspect.getdoc(section.script)}\n"]
             measured, conditions = read(path)
             parts += [*(f"- {key}: {value}" for key, value in conditions.items()), ""]
+            if section.first is not None:
+                parts += [section.first(measured)]
             parts += [f"{markdown(section.shown(measured))}\n"]
     return "\n".join(parts)
 

@@ -81,6 +81,12 @@ class SpikingModel(nn.Module):
         """The layers of neurons by name, in the order in which they run."""
         return {node.name: node.module for node in self.program.neurons if isinstance(node.module, SpikingNeuron)}
 
+    def value_bytes(self) -> int:
+        """Bytes of a number that a synapse gives, at the precision that is in force."""
+        device = next(self.parameters()).device.type
+        half = torch.is_autocast_enabled(device)
+        return (torch.get_autocast_dtype(device) if half else torch.float32).itemsize
+
     def forward(
         self,
         frames: Tensor,

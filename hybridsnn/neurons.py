@@ -59,13 +59,14 @@ class SpikingNeuron(TemporalModule):
     def initial_state(self, current: Tensor, surrogate: Surrogate | None = None) -> NeuronState:
         """The state before the first step, for currents `[T, B, *N]`; the surrogate says since when nothing fired."""
         wide = current.dtype if current.dtype == torch.float64 else torch.float32
-        sample = torch.zeros_like(current[0], dtype=wide)
         threshold = self.threshold.detach().to(wide)
         if threshold.dim() == 1:
-            threshold = threshold.view(-1, *[1] * (sample.dim() - 2))
-        membrane = sample + self.initial_potential * threshold
-        never = torch.full((), NEVER if surrogate is None else surrogate.never, dtype=torch.int32, device=sample.device)
-        return NeuronState(membrane, never.expand(sample.shape))
+            threshold = threshold.view(-1, *[1] * (current.dim() - 3))
+        membrane = (self.initial_potential * threshold).expand(current.shape[1:])
+        never = torch.full(
+            (), NEVER if surrogate is None else surrogate.never, dtype=torch.int32, device=current.device
+        )
+        return NeuronState(membrane, never.expand(current.shape[1:]))
 
     def forward(
         self,

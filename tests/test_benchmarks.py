@@ -1,6 +1,7 @@
 """The benchmarks' own checks: they agree where things agree, and see where they do not."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -112,6 +113,41 @@ def test_results_say_what_made_them(scripts: SimpleNamespace, tmp_path: Path) ->
     scripts.results.write(frame, tmp_path / "folder" / "x.csv")
     again, conditions = scripts.results.read(tmp_path / "folder" / "x.csv")
     pd.testing.assert_frame_equal(again, frame)
-    assert list(conditions) == ["date", "versions", "device", "command"]
+    assert list(conditions) == ["date", "versions", "device", "instructions", "command"]
     assert f"torch {torch.__version__.split('+')[0]}" in conditions["versions"]
+    assert conditions["instructions"].startswith(f"PyTorch uses {torch.backends.cpu.get_cpu_capability()}; ")
     assert scripts.results.markdown(frame).splitlines()[1:3] == ["| --- | ---: |", "| a: b | 1.23 |"]
+
+
+def test_the_table_of_rates_has_the_faster_layout_of_spikingjelly(scripts: SimpleNamespace) -> None:
+    def row(measure: str, peer: str, rate: float, median: float) -> dict[str, Any]:
+        return {
+            "measure": measure, "between": f"{peer} / hybridsnn", "network": "vgg5", "precision": "32-true",
+            "rate": rate, "median": median,
+        }  # fmt: skip
+
+    measured = pd.DataFrame(
+        [
+            row("inference", "spikingjelly", 0.05, 3.0),
+            row("inference", "spikingjelly-channels-last", 0.05, 2.0),
+            row("inference", "snntorch-channels-last", 0.05, 1.0),
+            row("inference", "spikingjelly", 0.15, 1.5),
+            row("training step", "spikingjelly", 0.05, 4.0),
+            row("memory of a training step", "spikingjelly", 0.05, 0.1),
+        ]
+    )
+    lines = scripts.results.markdown(scripts.results.rate_table(measured)).splitlines()
+    assert lines[0] == "| precision | network | measure | 5% | 15% |"
+    assert lines[2:] == ["| 32-true | vgg5 | inference | 2 | 1.5 |", "| 32-true | vgg5 | training step | 4 |  |"]
+
+
+def test_a_known_budget_leaves_the_times_alone(scripts: SimpleNamespace, case: Any) -> None:
+    """At the second rate only what depends on it is measured, within the memory of the first."""
+    compare = scripts.compare_peers
+    if scripts.peers.PEERS["spikingjelly"].missing:
+        pytest.skip("spikingjelly not installed (extra 'bench')")
+    setting = compare.Setting("32-true", "cpu", 1)
+    rows, failures, budget = compare.compare(replace(case, rate=0.15), setting, ["spikingjelly"], 2**20)
+    assert failures == [] and budget == 2**20
+    times = ["inference", "training step", "training step" + compare.WITHIN]
+    assert [row.measure for row in rows] == times and {row.rate for row in rows} == {0.15}

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels.neuron import KERNELS, reference, scan
+from hybridsnn.kernels.neuron import KERNELS, cuda, reference, scan, slopes
 from hybridsnn.neurons import NEVER, RESETS, SpikingNeuron
+from hybridsnn.surrogates import SHAPES as SHAPES_OF_SURROGATES
 from hybridsnn.surrogates import SURROGATES, Surrogate
 
 SHAPES = [(1, 1, 1), (7, 1, 63), (3, 5, 205), (4, 2, 1025), (6, 2, 3, 5, 7), (5, 3, 1, 4, 3), (4, 2, 8, 1, 1)]
@@ -191,6 +192,34 @@ def test_bits_are_the_spikes(kernel: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(potentials[-1] - level * spikes[-1].to(wide), membrane)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("kernel", HERE)
+def test_half_precision_gradients_are_rounded_once(
+    kernel: str, surrogate: str, dtype: torch.dtype, overwrite: bool
+) -> None:
+    """To the nearest: what enters and leaves is half, everything between is float32."""
+    for shape in SHAPES:
+        case = Case.random(shape, "channel", "channels-last")
+        parameters = (case.threshold.float(), case.leak.float())
+        state = (case.membrane.float(), case.since_spike)
+        forward = KERNELS[kernel].forward(
+            case.current.to(dtype), *parameters, *state, False, pack=True, potentials=True
+        )
+        into = case.into_spikes.to(dtype)
+        if len(shape) == 5:
+            into = into.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2])
+        rest = (case.into_membrane.float(), *forward[3:], *parameters, *state, False, SURROGATES[surrogate])
+        learns: Any = {"learns_threshold": True, "learns_leak": True}
+        wide = KERNELS[kernel].backward(into.float(), *rest, **learns)
+        got = KERNELS[kernel].backward(
+            into.clone(memory_format=torch.preserve_format), *rest, **learns, overwrite=overwrite
+        )
+        assert got[0].dtype == dtype and torch.equal(got[0], wide[0].to(dtype))
+        assert all(torch.equal(one, other) for one, other in zip(got[1:], wide[1:], strict=True))
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("kernel", HERE)
 def test_clocks_go_back_as_they_went(kernel: str, rate: float) -> None:
@@ -224,6 +253,60 @@ def test_every_kernel_knows_surrogates_of_a_user_s_own(kernel: str) -> None:
             torch.testing.assert_close(
                 got[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, w=what: f"{w}: {text}"
             )
+
+
+class Rectangle(Surrogate):
+    """A shape that no compiled kernel knows."""
+
+    def slope(self, membrane: Tensor, threshold: Tensor, since_spike: Tensor) -> Tensor:
+        return self.height * ((membrane - threshold).abs() < 0.5)
+
+
+def bump(distance: Tensor) -> Tensor:
+    return 1 / (1 + distance) ** 2
+
+
+@pytest.mark.parametrize("kind", ["subclass", "entry"])
+@pytest.mark.parametrize("shape", [(7, 1, 63), (6, 2, 3, 5, 7)])
+def test_a_new_shape_runs_by_its_definition(shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no kernel takes it for another."""
+    if kind == "subclass":
+        surrogate: Surrogate = Rectangle("own", "", "rectangle", height=0.7)
+    else:
+        monkeypatch.setitem(SHAPES_OF_SURROGATES, "bump", bump)
+        surrogate = Surrogate("own", "", "bump", height=0.7, relative=True)
+    case = Case.random(shape, "channel", "channels-last")
+    expected = case.run("definition", "soft", surrogate)
+    for kernel in ("auto", "reference"):
+        for name, value in case.run(kernel, "soft", surrogate).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10)
+    wrong = case.run("numba", "soft", SURROGATES["exponential"])["gradient of current"]
+    assert (wrong - expected["gradient of current"]).abs().max() > 0.01
+    with pytest.raises(ConfigError) as error:
+        case.run("numba", "soft", surrogate)
+    assert str(error.value) == (
+        f"kernel: 'numba' cannot run surrogate 'own', got the shape '{surrogate.shape}'; "
+        "allowed: exponential, spike-time, triangle; use 'auto' or 'reference'"
+    )
+    current, one, clock = case.current.float(), torch.ones(()), case.since_spike
+    outputs = KERNELS["numba"].forward(current, one, one, case.membrane.float(), clock, False, pack=True)
+    with pytest.raises(ConfigError, match="'numba' cannot run surrogate 'own'"):  # whoever did not ask before
+        KERNELS["numba"].backward(
+            current, None, outputs[3], current, one, one, None, clock, False, surrogate,
+            learns_threshold=False, learns_leak=False,
+        )  # fmt: skip
+
+
+def test_a_shape_has_one_definition() -> None:
+    with pytest.raises(
+        ConfigError, match=r"surrogate 'own': unknown shape 'bum'. Choices: exponential, spike-time, tri"
+    ):
+        Surrogate("own", "", "bum", height=1.0)
+    with pytest.raises(
+        ConfigError, match="surrogate 'own': has a slope of its own and got the shape 'triangle', which"
+    ):
+        Rectangle("own", "", "triangle", height=1.0)
+    assert set(slopes.SHAPES) <= set(SHAPES_OF_SURROGATES) and set(cuda.SHAPES) <= set(SHAPES_OF_SURROGATES)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 40003), (2, 3, 5, 61, 67)])

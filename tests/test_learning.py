@@ -29,6 +29,7 @@ from hybridsnn.learning import (
 )
 from hybridsnn.learning.rules.through_time import BackPropagationThroughTime
 from hybridsnn.learning.training_state import FILE, TrainingState
+from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import NEVER, RESETS
 
 SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -296,9 +297,35 @@ def train(make: Callable[[], nn.Module], folder: Path, optimiser: str = "sgd", *
         "rule": build("stdb") if spikes else BackPropagation(),
         "seed": 3,
     } | options
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=settings.pop("precision", "32-true"))
     history = fit(fabric, model, folder=folder, say=said.append, **settings)
     return model, history, said
+
+
+@pytest.mark.parametrize("name", ["stdb", "stop-w"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_rules_run_at_the_precision_asked_for(
+    precision: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Synapses do; weights, gradients and the loss stay in single precision."""
+    rule, halves, kinds = build(name), set(), set()
+    run = SpikingModel.run
+
+    def watched(model: SpikingModel, *arguments: Any, **options: Any) -> Any:
+        halves.add(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16)
+        return run(model, *arguments, **options)
+
+    class Watching:
+        def step(self, model: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+            results: tuple[Tensor, Tensor] = rule.step(model, *arguments)
+            learned = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            kinds.update(value.dtype for value in (*learned, *model.parameters()))
+            assert learned and all(value.dtype.itemsize >= 4 for value in results)
+            return results
+
+    monkeypatch.setattr(SpikingModel, "run", watched)
+    train(snn, tmp_path, rule=Watching(), precision=precision)
+    assert halves == {precision == "bf16-mixed"} and kinds == {torch.float32}
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:

@@ -7,19 +7,15 @@ import numba
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybridsnn.kernels.synapse import costs, event_driven, vectors
-from hybridsnn.kernels.synapse.costs import pays, weight_gradient_pays
-from hybridsnn.kernels.synapse.event_driven import (
-    convolution,
-    convolution_weight_gradient,
-    density,
-    linear,
-    linear_weight_gradient,
-    supports,
-)
+from hybridsnn.kernels.synapse import choice, costs, direct, event_driven_gradients, geometry, lists, vectors
+from hybridsnn.kernels.synapse.event_driven import convolution, linear
+from hybridsnn.kernels.synapse.event_driven_gradients import convolution_weight_gradient, linear_weight_gradient
+from hybridsnn.kernels.synapse.geometry import Geometry, supports
+from hybridsnn.kernels.synapse.lists import density
+from hybridsnn.kernels.synapse.winograd_tiles import TILINGS
 
 # batch, channels in, channels out, height, width
 SHAPES = [
@@ -46,8 +42,8 @@ def uninitialised_memory_is_odd() -> Iterator[None]:
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Threads that share even the smallest work."""
-    monkeypatch.setattr(event_driven, "VALUES", 1)
-    monkeypatch.setattr(event_driven, "ADDITIONS", 1)
+    monkeypatch.setattr(lists, "VALUES", 1)
+    monkeypatch.setattr(geometry, "ADDITIONS", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -118,10 +114,10 @@ def test_linear_layers_of_spikes_are_exact() -> None:
 
 @pytest.mark.parametrize("rows", [1, 7, 40, 100])
 def test_pieces_of_any_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However weights and pictures are cut to fit the cache."""
+    """However weights and images are cut to fit the cache."""
     inputs, weight, errors = spikes(3, 70, 6, 5), sixteenths(66, 70, 3, 3), sixteenths(3, 66, 6, 5)
-    monkeypatch.setattr(event_driven, "ROWS", rows)
-    monkeypatch.setattr(event_driven, "SUMS", rows)
+    for module, name in ((geometry, "ROWS"), (event_driven_gradients, "ROWS"), (event_driven_gradients, "SUMS")):
+        monkeypatch.setattr(module, name, rows)
     assert torch.equal(convolution(inputs, weight).double(), F.conv2d(inputs.double(), weight.double(), padding=1))
     expected = torch_weight_gradient(inputs, errors, (3, 3), (1, 1))
     assert torch.equal(convolution_weight_gradient(inputs, errors).double(), expected)
@@ -133,8 +129,9 @@ def test_kernels_strides_and_padding(kernel: tuple[int, int]) -> None:
         inputs, weight = spikes(2, 9, 6, 7), sixteenths(10, 9, *kernel)
         for stride in ((1, 1), (2, 1), (3, 2), (4, 5)):
             expected = F.conv2d(inputs.double(), weight.double(), stride=stride, padding=padding)
-            ours = convolution(inputs, weight, None, stride, padding)
-            assert torch.equal(ours.double(), expected), (padding, stride)
+            for way in (convolution, direct.convolution):
+                ours = way(inputs, weight, None, stride, padding)
+                assert torch.equal(ours.double(), expected), (way, padding, stride)
         errors = sixteenths(*F.conv2d(inputs, weight, padding=padding).shape)
         expected = torch_weight_gradient(inputs, errors, kernel, padding)
         assert torch.equal(convolution_weight_gradient(inputs, errors, padding).double(), expected), padding
@@ -172,8 +169,8 @@ def test_no_bit_depends_on_how_a_batch_is_cut() -> None:
 def test_no_bit_depends_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, weight, errors = spikes(5, 130, 5, 4), noise(140, 130, 3, 3), noise(5, 140, 5, 4)
     alone = convolution(inputs, weight), convolution_weight_gradient(inputs, errors)
-    monkeypatch.setattr(event_driven, "VALUES", 1)
-    monkeypatch.setattr(event_driven, "ADDITIONS", 1)
+    monkeypatch.setattr(lists, "VALUES", 1)
+    monkeypatch.setattr(geometry, "ADDITIONS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together = convolution(inputs, weight), convolution_weight_gradient(inputs, errors)
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
@@ -215,41 +212,44 @@ def test_supports() -> None:
         "sequences": supports(inputs[..., 0], weight[..., 0]),
         "a dilation": supports(inputs, weight, dilation=(1, 2)),
         "groups": supports(inputs, weight[:, :3], groups=2),
-        "no pictures": supports(inputs[:0], weight),
+        "no images": supports(inputs[:0], weight),
     }
     assert not [what for what, answer in refused.items() if answer]
 
 
-# batch, channels in, channels out, side
-LAYERS = [(64, 64, 64, 32), (256, 128, 128, 16), (160, 256, 256, 8), (160, 512, 512, 4), (160, 512, 512, 2)]
+# channels in, channels out, side
+LAYERS = [(64, 64, 32), (128, 128, 16), (256, 256, 8), (512, 512, 4)]
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_what_pays_in_convolutions(layer: tuple[int, ...]) -> None:
-    batch, channels, outputs, side = layer
-    inputs, weight = torch.empty(batch, channels, side, side), torch.empty(outputs, channels, 3, 3)
-    for pay in (pays, weight_gradient_pays):
-        answers = [pay(share / 100, inputs, weight) for share in range(101)]
-        assert answers == sorted(answers, reverse=True), "once too many, more spikes are too many too"
-        assert 4 <= sum(answers) <= 60
+    channels, outputs, side = layer
+    for batch in (1, 160):
+        plan = choice.Plan.of(nn.Conv2d(channels, outputs, 3, padding=1), torch.empty(batch, channels, side, side))
+        assert plan is not None
+        assert plan.tiling is TILINGS[36]
+        assert 0.04 <= plan.limit <= 0.3
+    geometry = plan.frame._replace(batch=160)
+    costs_of_gradient = [costs.event_driven_gradient(geometry, share / 100) for share in range(101)]
+    assert costs_of_gradient == sorted(costs_of_gradient)
+    assert 4 <= sum(cost < costs.dense_gradient(geometry, TILINGS[36]) for cost in costs_of_gradient) <= 60
 
 
 def test_what_pays_in_linear_layers() -> None:
-    weight = torch.empty(4096, 4096)
-    many, few = torch.empty(256, 4096), torch.empty(1, 4096)
-    for pay in (pays, weight_gradient_pays):
-        assert pay(0.2, many, weight)
-        assert not pay(0.8, many, weight)
-        assert not pay(0.0, few, weight), "one row does not make up for copying the weight"
-        assert not pay(0.2, many, weight[:10]), "ten outputs fill a sixth of a row"
+    plan = choice.Plan.of(nn.Linear(4096, 4096), torch.empty(1, 4096))
+    assert plan is not None and plan.tiling is None
+    assert plan.event_driven_pays(0.2, 256) and not plan.event_driven_pays(0.8, 256)
 
 
-def test_taps_outside_of_a_picture_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, weight = torch.empty(1, 8, 2, 5), torch.empty(8, 8, 3, 3)
-    geometry = event_driven.Geometry.of(inputs, weight, (1, 2), (1, 1))
-    assert geometry.taps_inside == int(F.conv2d(torch.ones(1, 1, 2, 5), torch.ones(1, 1, 3, 3), None, (1, 2), 1).sum())
-    monkeypatch.setattr(costs, "LIST_INPUT", float("inf"))
-    assert not pays(0.0, inputs, weight)
+def test_tiny_images_are_not_tiled() -> None:
+    """Most taps lie outside of them, where nothing is to be multiplied."""
+    plan = choice.Plan.of(nn.Conv2d(64, 64, 3, padding=1), torch.empty(1, 64, 2, 2))
+    assert plan is not None and plan.tiling is None
+
+
+def test_taps_outside_of_an_image_cost_nothing() -> None:
+    sizes = Geometry.of(torch.empty(1, 8, 2, 5), torch.empty(8, 8, 3, 3), (1, 2), (1, 1))
+    assert sizes.taps_inside == int(F.conv2d(torch.ones(1, 1, 2, 5), torch.ones(1, 1, 3, 3), None, (1, 2), 1).sum())
 
 
 def test_transpose() -> None:

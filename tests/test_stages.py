@@ -830,7 +830,7 @@ def test_other_images_are_refused(stage: str, source: str, unchanged: Path, monk
         ("finetune --method sltt --learn-leaks", "it belongs to stdb, linear, osstop, stbp. Leave it out"),
         (
             "finetune --method stop-wtl --surrogate spike-time",
-            "surrogate: got 'spike-time', must be exponential or linear or triangle with method 'stop-wtl'",
+            "surrogate: got 'spike-time', must be exponential or linear or sigmoid or triangle with method 'stop-wtl'",
         ),
         ("finetune --surrogate linear", "surrogate: got 'linear', must be spike-time with method 'stdb'"),
         ("finetune --method stbp --surrogate liner", "surrogate: unknown 'liner'. Did you mean 'linear'?"),

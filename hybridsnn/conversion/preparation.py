@@ -88,6 +88,8 @@ def _modules_for_calls(body: fx.GraphModule) -> None:
             module = nn.Dropout(_dropout_probability(node))
         elif node.op == "call_method" and node.target == "add_":
             node.target = "add"  # whose summands stay as they are, so that it can be differentiated alone
+        elif node.op == "call_method" and node.target == "view":
+            node.target = "reshape"  # what lies where in memory is for the kernels to say
         if module is None:
             continue
         name = add_module(body, node.name, module)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from hybridsnn.learning.training_state import (
     restore_random_states,
 )
 from hybridsnn.memory import LiveMemory
-from hybridsnn.model import SpikingModel
+from hybridsnn.model import Outputs, SpikingModel
 
 
 class Source(Protocol):
@@ -43,6 +44,26 @@ def seed_of(*parts: int) -> int:
     """A seed that depends on all parts, such as (seed, epoch): different parts, unrelated seeds."""
     low, high = np.random.SeedSequence((len(parts), *parts)).generate_state(2)
     return int(low) | int(high) << 32
+
+
+def at_precision(fabric: Fabric, model: SpikingModel) -> Any:
+    """A model for rules, which call more than its `forward`: all of that at the precision of `fabric`.
+
+    What it gives is float32 or wider. Fabric's own `mark_forward_method` does nothing on a single device.
+    """
+    wrapped: Any = fabric.setup_module(model)
+
+    def call(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with fabric.autocast():
+            result = method(*arguments, **options)
+        if isinstance(result, Outputs):
+            wide = torch.promote_types(result.currents.dtype, torch.float32)
+            return result._replace(currents=result.currents.to(wide))
+        return result
+
+    wrapped.run = partial(call, model.run)
+    wrapped.value_bytes = partial(call, model.value_bytes)
+    return wrapped
 
 
 def fit(
@@ -108,11 +129,10 @@ def fit(
         say(f"resuming {place()}")
         model.load_state_dict(state.model)
         restore_optimiser(optimiser, state.optimiser)
-    wrapped, wrapped_optimiser = fabric.setup(model, optimiser)
+    wrapped = at_precision(fabric, model) if isinstance(model, SpikingModel) else fabric.setup_module(model)
+    wrapped_optimiser: Any = fabric.setup_optimizers(optimiser)
     if state.precision:
         fabric.strategy.precision.load_state_dict(state.precision)
-    if isinstance(model, SpikingModel):
-        wrapped.mark_forward_method("run")  # rules call it, and it must run at the precision asked for
 
     def save() -> None:
         state.model, state.optimiser = model.state_dict(), optimiser_tensors(optimiser)

@@ -39,8 +39,8 @@ class Footprint:
     working: float
 
     @classmethod
-    def of(cls, program: Program, sample: tuple[int, ...], surrogate: Surrogate) -> "Footprint":
-        """For samples of this shape."""
+    def of(cls, program: Program, sample: tuple[int, ...], surrogate: Surrogate, value: int = FLOAT) -> "Footprint":
+        """For samples of this shape; `value`: bytes of a number that a synapse gives, 2 in half precision."""
         neurons = masks = working = 0
         sizes = {node: math.prod(shape) for node, shape in shapes(program, sample).items()}
         for node, size in sizes.items():
@@ -59,7 +59,7 @@ class Footprint:
             working = max(working, work)
         learns_leak = any(node.module.leak.requires_grad for node in program.neurons if node.module is not None)
         membranes = FLOAT * neurons if surrogate.needs_membrane or learns_leak else 0
-        return cls(neurons, neurons / BYTE, membranes, FLOAT * (neurons + masks), FLOAT * working)
+        return cls(neurons, neurons / BYTE, membranes, FLOAT * (neurons + masks), value * working)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,14 @@ class Pieces:
     timesteps: tuple[int, ...]
 
     @classmethod
-    def of(cls, program: Program, frames: Tensor | Frames, surrogate: Surrogate, budget: int | None) -> "Pieces":
+    def of(
+        cls,
+        program: Program,
+        frames: Tensor | Frames,
+        surrogate: Surrogate,
+        budget: int | None,
+        value: int = FLOAT,
+    ) -> "Pieces":
         """As few pieces as there can be of a run over frames `[T, B, ...]`.
 
         Of choices with as many pieces, the one that needs least.
@@ -83,13 +90,14 @@ class Pieces:
         Args:
             budget: bytes for what is kept over the run and for the work on one piece; None: the batch is not cut,
                 and for the work on a chunk there are `WORKSPACE` bytes, or 8 steps if they take more.
+            value: bytes of what a synapse gives: 2 in half precision.
 
         Raises:
             ConfigError: if the budget is too small for any.
         """
         first = frames[:1]
         batch, timesteps = first.shape[1], len(frames)
-        footprint = Footprint.of(program, tuple(first.shape[2:]), surrogate)
+        footprint = Footprint.of(program, tuple(first.shape[2:]), surrogate, value)
         if budget is not None:
             return _fewest(footprint, batch, timesteps, budget)
         fitting = int(WORKSPACE / (batch * footprint.working))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridsnn.encoders import Frames, constant_in_time
 from hybridsnn.kernels.neuron import Surrogate
-from hybridsnn.kernels.synapse.transmission import transmit
+from hybridsnn.kernels.synapse.choice import transmit
 from hybridsnn.neurons import SharedDropout
 from hybridsnn.program.graph import Node, Program, Segment, attribute, has_hooks
 from hybridsnn.program.operations import Role
@@ -59,8 +59,7 @@ class Flow:
 
     def transmit(self, run: "Run", node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """What a synapse makes of values `[N, ...]`."""
-        plain = torch.is_grad_enabled() or has_hooks(node.module)
-        result: Tensor = node.call(args, kwargs) if plain else transmit(node.module, *args, **kwargs)
+        result: Tensor = node.call(args, kwargs) if torch.is_grad_enabled() else transmit(node.module, *args, **kwargs)
         return result
 
     def compute(self, run: "Run", node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -126,13 +125,14 @@ class Run:
             self._begin(given)
         outputs, start = [], 0
         for steps in chunks:
-            chunk = {node: values[start : start + steps] for node, values in given.items()}
-            self.timesteps, self.batch = next(iter(chunk.values())).shape[:2]
+            self.timesteps = steps
             self.flow.begin(self)
             self.values = {node: self.flow.recall(self, node, held) for node, held in self.held.items()}
-            for node, values in chunk.items():
+            for node in given:
                 if node not in self.static:
-                    self.values[node] = values.flatten(0, 1)
+                    chunk = given[node][start : start + steps]
+                    self.batch = chunk.shape[1]
+                    self.values[node] = chunk.flatten(0, 1)
                     self.flow.note(self, node, self.values[node])
             self._walk()
             outputs.append(self._over_time(wanted))
@@ -166,6 +166,7 @@ class Run:
         self.started = True
         self.static = self.program.static(self.flow.static_inputs(self, given))
         self.frames = {node: given[node][:1][0] for node in given if node in self.static}
+        self.batch = next((len(frame) for frame in self.frames.values()), 0)
         for node, value in self.static_values().items():
             if not self.static.issuperset(node.users):
                 self.held[node] = self.flow.hold(self, node, value)

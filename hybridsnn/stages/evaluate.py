@@ -18,6 +18,7 @@ from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import PRECISION, Precision, fabric_for
 from hybridsnn.stages.images import open_again
 from hybridsnn.stages.networks import load_network, write_metrics
+from hybridsnn.stages.precision import settle
 
 
 class EvaluateConfig(StageConfig):
@@ -58,6 +59,8 @@ def run(work: Work) -> None:
     if len(source) == 0:
         raise ConfigError(f"evaluate.split: '{config.split}' has no images; none were held out for validation")
     network = fabric.to_device(network)
+    steps = None if description.spiking is None else config.timesteps or description.spiking.timesteps
+    fabric = settle(work, fabric, config.precision, network, lambda: source.epoch(0), steps)
     with fabric.autocast():
         if description.spiking is None:
             rows = _pass(work, "evaluate", source, ann_accuracy(network, fabric.device))

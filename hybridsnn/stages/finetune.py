@@ -24,6 +24,7 @@ from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_again
 from hybridsnn.stages.networks import load_network, save_network
+from hybridsnn.stages.precision import settle
 from hybridsnn.stages.training import SPIKES, TrainingSettings, train
 
 
@@ -76,6 +77,8 @@ def run(work: Work) -> None:
     assert spiking is not None  # the parent is an snn
     timesteps, rule = config.timesteps or spiking.timesteps, config.rule()
     images = open_again(description, work).on(fabric.device)
+    known = images.measuring("train", config.batch_size)
+    fabric = settle(work, fabric, config.precision, model, lambda: known.epoch(0), timesteps)
 
     own_rates = [
         OwnRate(parameters, config.learning_rate if rate is None else rate)

@@ -18,6 +18,7 @@ from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_new, outside_of_images
 from hybridsnn.stages.networks import save_network
+from hybridsnn.stages.precision import settle
 from hybridsnn.stages.training import INITIAL_WEIGHTS, TrainingSettings, train
 
 ACTIVATIONS = {
@@ -63,6 +64,8 @@ def run(work: Work) -> None:
     )
     torch.manual_seed(seed_of(config.seed, INITIAL_WEIGHTS))
     network = spec.build().to(memory_format=torch.channels_last)
+    known = images.measuring("train", config.batch_size)
+    fabric = settle(work, fabric, config.precision, network, lambda: known.epoch(0))
 
     def measure(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         return {row["metric"]: row["value"] for row in evaluate(ann_accuracy(model, fabric.device), batches)}

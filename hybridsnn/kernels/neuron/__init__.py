@@ -1,34 +1,16 @@
 """The neuron scan: currents over time in, spikes over time out. One definition, fast paths held to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
-from hybridsnn.kernels.neuron import cpu, cuda, reference
+from hybridsnn.kernels.neuron import bits, cpu, cuda, reference, slopes
+from hybridsnn.kernels.neuron.surrogate import Surrogate, shape_of
 from hybridsnn.registry import look_up
-
-
-class Surrogate(Protocol):
-    """What the scan must know of a surrogate gradient; `hybridsnn.surrogates` holds the real ones."""
-
-    @property
-    def shape(self) -> str: ...  # "spike-time", "triangle", "exponential" or "sigmoid"
-    @property
-    def height(self) -> float: ...
-    @property
-    def decay(self) -> float: ...
-    @property
-    def relative(self) -> bool: ...
-    @property
-    def never(self) -> int: ...
-    @property
-    def needs_membrane(self) -> bool: ...
-
-    def slope(self, membrane: Tensor, threshold: Tensor, since_spike: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +19,7 @@ class Kernel:
 
     Attributes:
         supports: (current) whether it runs such currents.
+        shapes: of the surrogates that `backward` knows; None: any, by their `slope`.
         forward: (current, threshold, leak, membrane, since_spike, hard_reset, *, pack, potentials, overwrite) to
             spikes, the final membrane and clock, and, if asked for,
             bits: the spikes, uint8 `[ceil(T / 8), B, *N]`: bit t % 8 of byte t // 8 is the spike of step t, and
@@ -57,6 +40,7 @@ class Kernel:
     name: str
     summary: str
     supports: Callable[[Tensor], bool]
+    shapes: Collection[str] | None
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
     unpack: Callable[[Tensor, int, torch.dtype], Tensor]
@@ -99,12 +83,13 @@ def scan(
         wider, whatever the synapses run in.
 
     Raises:
-        ConfigError: if the kernel is unknown or cannot run these tensors.
+        ConfigError: if the kernel is unknown, or cannot run these tensors or this surrogate.
     """
-    chosen = choose(kernel, current)
     if surrogate is None or not torch.is_grad_enabled():
+        chosen = choose(kernel, current)
         floats = (values.detach() for values in (current, threshold, leak, membrane))
         return chosen.forward(*floats, since_spike, hard_reset, overwrite=overwrite)[:3]
+    chosen = choose(kernel, current, surrogate)
     return _Scan.apply(current, threshold, leak, membrane, since_spike, hard_reset, surrogate, chosen)
 
 
@@ -133,19 +118,25 @@ class _Scan(torch.autograd.Function):
         return grad_current, grad_threshold, grad_leak, grad_membrane if ctx.needs_input_grad[3] else None, *[None] * 4
 
 
-def choose(kernel: str, current: Tensor) -> Kernel:
+def choose(kernel: str, current: Tensor, surrogate: Surrogate | None = None) -> Kernel:
     """The kernel for such currents: the fastest one for "auto", else the one that is named.
 
+    Args:
+        surrogate: of the backward pass; None: there is none.
+
     Raises:
-        ConfigError: if the kernel is unknown or cannot run these tensors.
+        ConfigError: if the kernel is unknown, or cannot run these tensors or this surrogate.
     """
     if kernel == "auto":
-        return next(kernel for kernel in reversed(KERNELS.values()) if kernel.supports(current))
+        able = (each for each in reversed(KERNELS.values()) if each.supports(current))
+        return next(each for each in able if surrogate is None or each.shapes is None or surrogate.shape in each.shapes)
     chosen = look_up(KERNELS, kernel, "kernel")
     if not chosen.supports(current):
         raise ConfigError(
             f"kernel: '{kernel}' cannot run {current.dtype} on {current.device.type}; use 'auto' or 'reference'"
         )
+    if surrogate is not None and chosen.shapes is not None:
+        shape_of(surrogate, chosen.shapes, kernel)
     return chosen
 
 
@@ -154,6 +145,7 @@ KERNELS = {
         "reference",
         "a plain loop over time in PyTorch, on any device",
         lambda current: True,
+        None,
         reference.forward,
         reference.backward,
         reference.unpack,
@@ -164,16 +156,18 @@ KERNELS = {
         "numba",
         "one pass over memory, compiled for the CPU",
         cpu.supports,
+        slopes.SHAPES,
         cpu.forward,
         cpu.backward,
-        cpu.unpack,
-        cpu.advance,
-        cpu.rewind,
+        bits.unpack,
+        bits.advance,
+        bits.rewind,
     ),
     "triton": Kernel(
         "triton",
         "one pass over memory, compiled for a GPU",
         cuda.supports,
+        cuda.SHAPES,
         cuda.forward,
         cuda.backward,
         reference.unpack,

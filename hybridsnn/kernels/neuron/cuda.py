@@ -3,16 +3,14 @@
 import math
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hybridsnn.kernels.neuron.layout import Layout
+from hybridsnn.kernels.neuron.surrogate import Surrogate, shape_of
 
-if TYPE_CHECKING:
-    from hybridsnn.kernels.neuron import Surrogate
-
+SHAPES = ("spike-time", "triangle", "exponential", "sigmoid")  # whose formulas `cuda_loops` has
 BLOCK = 512  # neurons of a program, four for each of its threads: loads of 16 bytes, and small layers fill the GPU too
 # Multiply and add round apart, as in PyTorch: rounded once, a membrane may fall on the other side of the threshold.
 FUSION = False
@@ -89,7 +87,7 @@ def backward(
     membrane: Tensor | None,
     since_spike: Tensor,
     hard_reset: bool,
-    surrogate: "Surrogate",
+    surrogate: Surrogate,
     *,
     learns_threshold: bool,
     learns_leak: bool,
@@ -98,7 +96,7 @@ def backward(
     """See `hybridsnn.kernels.neuron.Kernel`."""
     from hybridsnn.kernels.neuron import cuda_loops
 
-    layout = Layout(bits)
+    layout, shape = Layout(bits), shape_of(surrogate, SHAPES, "triton")
     steps = grad_spikes.shape[0]
     rows, packed = layout.rows(grad_spikes), layout.rows(bits)
     neurons = packed.shape[1]
@@ -114,8 +112,8 @@ def backward(
             *_parameter(layout, threshold), *_parameter(layout, leak),
             None if membrane is None else layout.row(membrane), layout.row(since_spike),
             grad_current, grad_start, by_threshold, by_leak, steps, neurons,
-            hard=hard_reset, shape=surrogate.shape, height=surrogate.height, decay=surrogate.decay,
-            relative=surrogate.relative, block=BLOCK, enable_fp_fusion=FUSION,
+            hard=hard_reset, shape=shape, height=surrogate.height, decay=surrogate.decay, relative=surrogate.relative,
+            block=BLOCK, enable_fp_fusion=FUSION,
         )  # fmt: skip
     return (
         layout.restore(grad_current),

@@ -36,6 +36,18 @@ def _steps_since(history):  # type: ignore[no-untyped-def]
     return 32 + 127 - (thin.to(tl.int32, bitcast=True) >> 23)
 
 
+@triton.jit
+def _profile(distance, shape: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A slope of height 1 at a distance to the threshold."""
+    if shape == "triangle":
+        return tl.maximum(1 - distance, 0)
+    if shape == "exponential":
+        return tl.exp(-distance)
+    tl.static_assert(shape == "sigmoid")
+    decayed = tl.exp(-4 * distance)
+    return 4 * decayed / ((1 + decayed) * (1 + decayed))
+
+
 @triton.jit(do_not_specialize=["steps"])
 def forward(  # type: ignore[no-untyped-def]
     current,
@@ -158,14 +170,7 @@ def backward(  # type: ignore[no-untyped-def]
                 since = tl.where(history == 0, clock + (t - first), _steps_since(history))
                 slope = tl.exp(-decay * since.to(wide))
             else:
-                distance = tl.abs(potential - level) / width
-                if shape == "triangle":
-                    slope = tl.maximum(1 - distance, 0)
-                elif shape == "exponential":
-                    slope = tl.exp(-distance)
-                else:
-                    decayed = tl.exp(-4 * distance)
-                    slope = 4 * decayed / ((1 + decayed) * (1 + decayed))
+                slope = _profile(tl.abs(potential - level) / width, shape)
             entering = tl.load(grad_spikes + step * stride + neuron, mask=real).to(wide) * (scale * slope)
             if grad_threshold is not None:
                 by_threshold -= entering if hard else entering + tl.where(fired, carried, 0)

@@ -10,21 +10,22 @@ the reset is all that the backward pass of the same step needs, and nothing else
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from hybridsnn.kernels.neuron import choose, cpu
-from hybridsnn.kernels.neuron.exponential import exponential, sigmoid_slope
+from hybridsnn.errors import ConfigError
+from hybridsnn.kernels.neuron import choose
+from hybridsnn.kernels.neuron.bits import BLOCK, worth_a_thread
+from hybridsnn.kernels.neuron.cpu_loops import spread
 from hybridsnn.kernels.neuron.layout import Layout, reduce_to
 from hybridsnn.kernels.neuron.reference import broadcast
+from hybridsnn.kernels.neuron.slopes import SHAPES, heights, slopes
+from hybridsnn.kernels.neuron.surrogate import Surrogate, shape_of
 from hybridsnn.kernels.threads import over_ranges
-
-if TYPE_CHECKING:
-    from hybridsnn.kernels.neuron import Surrogate
 
 
 @dataclass
@@ -42,9 +43,12 @@ class OnlineState:
     by_leak: Tensor | None
 
 
-def start(membrane: Tensor, *, threshold_learns: bool, leak_learns: bool) -> OnlineState:
-    """The state before the first step, at membranes `[B, *N]`; all traces are 0."""
-    layout = Layout(membrane.unsqueeze(0))
+def start(membrane: Tensor, *, threshold_learns: bool, leak_learns: bool, current: Tensor | None = None) -> OnlineState:
+    """The state before the first step, at membranes `[B, *N]`; all traces are 0.
+
+    It lies in memory as the currents of the first step do, if they are given, else as the membranes.
+    """
+    layout = Layout((membrane if current is None else current).unsqueeze(0))
 
     def dense(row: Tensor) -> Tensor:
         """Samples follow each other in memory, so that the state can be changed in place as one row."""
@@ -63,7 +67,7 @@ def step(
     threshold: Tensor,
     leak: Tensor,
     state: OnlineState,
-    surrogate: "Surrogate",
+    surrogate: Surrogate,
     *,
     kernel: str = "auto",
 ) -> Tensor:
@@ -84,9 +88,13 @@ def step(
         spikes `[B, *N]`, 0 or 1, in the type of `current`.
 
     Raises:
-        ConfigError: if the kernel is unknown or cannot run these tensors.
+        ConfigError: if the kernel is unknown, or cannot run these tensors or this surrogate.
     """
-    backend = _Compiled if choose(kernel, current).name == "numba" else _Plain
+    if surrogate.needs_clock:
+        raise ConfigError(
+            f"surrogate: got '{surrogate.name}', must be one of the distance to the threshold; a step knows no clock"
+        )
+    backend = _Compiled if choose(kernel, current, surrogate).name == "numba" else _Plain
     # Membranes are float32 or wider, whatever the synapses run in.
     wide = current.to(state.membrane.dtype)
     return backend.apply(wide, threshold, leak, state, surrogate).to(current.dtype)
@@ -97,7 +105,7 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, threshold: Tensor, leak: Tensor, state: OnlineState,
-                surrogate: "Surrogate") -> Tensor:  # fmt: skip
+                surrogate: Surrogate) -> Tensor:  # fmt: skip
         ctx.state, ctx.surrogate = state, surrogate
         level = broadcast(threshold, current.unsqueeze(0))
         if state.by_leak is not None:
@@ -130,11 +138,11 @@ def _forward(  # type: ignore[no-untyped-def]
     begin, end, current, threshold, group, leak, membrane, by_threshold, by_leak, spikes
 ):
     zero, one = spikes.dtype.type(0), spikes.dtype.type(1)
-    for low in range(begin, end, cpu.BLOCK):
-        high = min(end, low + cpu.BLOCK)
+    for low in range(begin, end, BLOCK):
+        high = min(end, low + BLOCK)
         size = high - low
         level = np.empty(size, spikes.dtype)
-        cpu.spread(threshold, group, low, level)
+        spread(threshold, group, low, level)
         row, rest, out = current[low:high], membrane[low:high], spikes[low:high]
         if by_leak.size > 0:
             slope = by_leak[low:high]
@@ -151,40 +159,29 @@ def _forward(  # type: ignore[no-untyped-def]
                 slope[i] = leak * slope[i] - out[i]
 
 
-@numba.njit(inline="always")
-def _profile(distance, one, shape):  # type: ignore[no-untyped-def]
-    """A surrogate's value at a distance from the threshold, as a share of its largest."""
-    if shape == 1:
-        return max(one - one, one - distance)
-    return exponential(-distance) if shape == 2 else sigmoid_slope(-distance, one)
-
-
 @numba.njit(cache=True, nogil=True)
 def _backward(  # type: ignore[no-untyped-def]
     begin, end, incoming, threshold, group, membrane, by_threshold, by_leak, spikes, shape, height, relative, errors
 ):
     one = spikes.dtype.type(1)
+    lines = np.empty((4, BLOCK), spikes.dtype)
     grad_threshold = np.zeros(threshold.size if by_threshold.size > 0 else 0, np.float64)
     grad_leak = np.zeros(1, np.float64)
     # Sums run along blocks, one for each place in a block, so that the compiler makes vectors of them.
-    threshold_sums = np.zeros(cpu.BLOCK, np.float64)
-    leak_sums = np.zeros(cpu.BLOCK, np.float64)
-    for low in range(begin, end, cpu.BLOCK):
-        high = min(end, low + cpu.BLOCK)
+    threshold_sums = np.zeros(BLOCK, np.float64)
+    leak_sums = np.zeros(BLOCK, np.float64)
+    for low in range(begin, end, BLOCK):
+        high = min(end, low + BLOCK)
         size = high - low
-        level = np.empty(size, spikes.dtype)
-        cpu.spread(threshold, group, low, level)
+        level, width, scale, potential = lines[0, :size], lines[1, :size], lines[2, :size], lines[3, :size]
+        spread(threshold, group, low, level)
+        heights(level, height, relative, width, scale)
         rest, spike, gradient, error = membrane[low:high], spikes[low:high], incoming[low:high], errors[low:high]
-        if relative:
-            for i in range(size):
-                distance = abs(rest[i] + level[i] * spike[i] - level[i]) / level[i]
-                slope = _profile(distance, one, shape)
-                error[i] = gradient[i] * (height / level[i] * slope)
-        else:
-            for i in range(size):
-                distance = abs(rest[i] + level[i] * spike[i] - level[i])
-                slope = _profile(distance, one, shape)
-                error[i] = gradient[i] * (height * slope)
+        for i in range(size):
+            potential[i] = rest[i] + level[i] * spike[i]
+        slopes(shape, potential, level, width, scale, error)
+        for i in range(size):
+            error[i] *= gradient[i]
         if by_threshold.size > 0:
             trace = by_threshold[low:high]
             if threshold.size == 1:
@@ -219,14 +216,14 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, threshold: Tensor, leak: Tensor, state: OnlineState,
-                surrogate: "Surrogate") -> Tensor:  # fmt: skip
+                surrogate: Surrogate) -> Tensor:  # fmt: skip
         # The state keeps the order in memory that the currents had at the first step, so that it is changed in place.
         layout = Layout(state.membrane.unsqueeze(0))
         row = layout.row(current)
         level, group = layout.group(threshold)
         spikes = torch.empty_like(row)
         over_ranges(
-            _forward, len(row), cpu.THREAD,
+            _forward, len(row), worth_a_thread(1),
             row.numpy(), level.contiguous().numpy(), group, leak.to(row.dtype).numpy()[()],
             _flat(layout, state.membrane, row), _flat(layout, state.by_threshold, row),
             _flat(layout, state.by_leak, row), spikes.numpy(),
@@ -240,19 +237,19 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         spikes, threshold = ctx.saved_tensors
         state, surrogate = ctx.state, ctx.surrogate
+        shape = SHAPES[shape_of(surrogate, SHAPES, "numba")]
         layout = Layout(state.membrane.unsqueeze(0))
         level, group = layout.group(threshold)
         rows = layout.row(spikes)
         errors = torch.empty_like(rows)
         needs_threshold, needs_leak = ctx.needs_input_grad[1:3]
         sums = over_ranges(
-            _backward, len(rows), cpu.THREAD,
+            _backward, len(rows), worth_a_thread(1),
             layout.row(gradients[0]).numpy(), level.contiguous().numpy(), group,
             _flat(layout, state.membrane, rows),
             _flat(layout, state.by_threshold if needs_threshold else None, rows),
             _flat(layout, state.by_leak if needs_leak else None, rows),
-            rows.numpy(), cpu.SHAPES[surrogate.shape], rows.numpy().dtype.type(surrogate.height), surrogate.relative,
-            errors.numpy(),
+            rows.numpy(), shape, rows.numpy().dtype.type(surrogate.height), surrogate.relative, errors.numpy(),
         )  # fmt: skip
         by_threshold = by_leak = None
         if needs_threshold:

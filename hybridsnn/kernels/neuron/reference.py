@@ -4,15 +4,13 @@
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybridsnn.kernels.neuron.layout import reduce_to
-
-if TYPE_CHECKING:
-    from hybridsnn.kernels.neuron import Surrogate
+from hybridsnn.kernels.neuron.surrogate import Surrogate
 
 
 def broadcast(parameter: Tensor, current: Tensor) -> Tensor:
@@ -44,7 +42,7 @@ def scan(
     membrane: Tensor,
     since_spike: Tensor,
     hard_reset: bool,
-    surrogate: "Surrogate | None",
+    surrogate: Surrogate | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `hybridsnn.kernels.neuron.scan`. Without a surrogate no gradient passes a spike."""
     wide = current.to(torch.promote_types(current.dtype, torch.float32))
@@ -101,7 +99,7 @@ def backward(
     membrane: Tensor | None,
     since_spike: Tensor,
     hard_reset: bool,
-    surrogate: "Surrogate",
+    surrogate: Surrogate,
     *,
     learns_threshold: bool,
     learns_leak: bool,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridsnn.kernels.synapse import costs, event_driven, transmission, winograd
+from hybridsnn.kernels.synapse import choice, event_driven_gradients, winograd
 
 
 class LearningSynapse:
@@ -23,7 +23,7 @@ class LearningSynapse:
 
     def forward(self, values: Tensor) -> Tensor:
         """What the module makes of `values`."""
-        return transmission.transmit(self.module, values)
+        return choice.transmit(self.module, values)
 
     def backward(self, error: Tensor, trace: Tensor, unit: float, needs_input: bool) -> Tensor | None:
         """Learn from one step.
@@ -56,10 +56,10 @@ class Linear(LearningSynapse):
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
         if self.weight.requires_grad:
             rows, columns = error.flatten(0, -2), trace.flatten(0, -2)
-            if self.weight.is_contiguous() and _pays(self.module, columns):
+            if self.weight.is_contiguous() and choice.event_driven_gradient_pays(self.module, columns):
                 if self.weight.grad is None:
                     self.weight.grad = torch.zeros_like(self.weight)
-                event_driven.linear_weight_gradient(columns, rows, self.weight.grad)
+                event_driven_gradients.linear_weight_gradient(columns, rows, self.weight.grad)
             elif self.weight.grad is not None and self.weight.grad.dtype == error.dtype:
                 self.weight.grad.addmm_(rows.t(), columns)  # the sum without a second tensor of the weight's size
             else:
@@ -98,12 +98,15 @@ class FastConvolution(LearningSynapse):
 
     def __init__(self, module: nn.Module, values: Tensor):
         super().__init__(module)
-        tiling = winograd.tiling_for(values)
+        self.plan = choice.Plan.of(module, values)
+        planned = None if self.plan is None else self.plan.tiling
+        tiling = planned or winograd.tiling_for(values)
         self.prepared = winograd.transform_weight(self.weight, tiling)
         self.gradient = winograd.WeightGradient(self.weight, tiling) if self.weight.requires_grad else None
 
     def forward(self, values: Tensor) -> Tensor:
-        return winograd.forward(values, self.prepared, self.bias)
+        assert self.plan is not None
+        return self.plan.run(self.module, values, self.prepared)
 
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
         if self.gradient is None:
@@ -126,12 +129,12 @@ class ConvolutionInBlocks(LearningSynapse):
 
     def pass_on(self, error: Tensor, trace: Tensor, needs_input: bool) -> Tensor | None:
         learns = self.weight.requires_grad
-        if learns and _pays(self.module, trace):
-            add_gradient(self.weight, event_driven.convolution_weight_gradient(trace, error))
+        if learns and choice.event_driven_gradient_pays(self.module, trace):
+            add_gradient(self.weight, event_driven_gradients.convolution_weight_gradient(trace, error))
             learns = False
         tiling = winograd.tiling_for(trace)
         passed: Tensor | None = None
-        for filters in transmission.blocks(self.weight):
+        for filters in choice.blocks(self.weight):
             weight, errors = self.weight[filters], error[:, filters]
             gradient = winograd.WeightGradient(weight, tiling) if learns else None
             if needs_input:
@@ -156,19 +159,15 @@ def learning_synapse(module: Any, values: Tensor, *, many: bool = False) -> Lear
     Args:
         many: whether there are few calls, with many samples each.
     """
+    from hybridsnn.kernels.synapse import half  # which builds on this file
+
+    if half.supports(module, values):
+        return half.HalfSynapse(module, values)
     if isinstance(module, nn.Linear):
         return Linear(module)
-    if transmission.is_fast(module, values):
+    if choice.filters_fast(module, values):
         return ConvolutionInBlocks(module) if many else FastConvolution(module, values)
     return Convolution(module)
-
-
-def _pays(module: Any, values: Tensor) -> bool:
-    """Whether the gradient of a weight is best summed over what is not 0 among the values that it learns from."""
-    if not transmission.supports_sparse(module, values):
-        return False
-    padding = getattr(module, "padding", (0, 0))
-    return costs.weight_gradient_pays(event_driven.density(values), values, module.weight, padding)
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor) -> None:

@@ -42,7 +42,7 @@ class BackPropagationThroughTime(LearnsIfAsked, SurrogateGradient):
             backward(loss)
             return loss.detach(), logits.detach()
         budget = None if self.memory_budget is None else int(self.memory_budget * 2**30)
-        pieces = Pieces.of(model.program, inputs, surrogate, budget)
+        pieces = Pieces.of(model.program, inputs, surrogate, budget, model.value_bytes())
         gradient = Bits(surrogate, pieces.timesteps)
         total, logits_of_parts, first = torch.zeros((), device=labels.device), [], 0
         for samples in pieces.samples:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from hybridsnn.encoders import Frames
+from hybridsnn.kernels import pooling
 from hybridsnn.kernels.neuron import Kernel, Surrogate, choose
 from hybridsnn.kernels.synapse.learning import LearningSynapse, add_gradient, learning_synapse
 from hybridsnn.neurons import SharedDropout, SpikingNeuron, TemporalModule
@@ -97,7 +98,7 @@ class _BitsFlow(Flow):
         neuron = node.module
         assert isinstance(neuron, SpikingNeuron) and self.surrogate is not None
         if node.name not in self.layers:
-            self.layers[node.name] = _Layer(neuron, choose(neuron.kernel, current))
+            self.layers[node.name] = _Layer(neuron, choose(neuron.kernel, current, self.surrogate))
             run.states[node.name] = neuron.initial_state(current, self.surrogate)
         layer, state = self.layers[node.name], run.states.pop(node.name)
         spikes, state = layer.fire(current, state, self.surrogate, overwrite=run.is_last_use(node))
@@ -146,14 +147,14 @@ class _BitsFlow(Flow):
         elif isinstance(node.module, SharedDropout):  # errors are dropped as values are
             passed, _ = node.module(error.unflatten(0, (run.timesteps, -1)), run.states.get(node.name))
             self._send(run, node.inputs[0], passed.flatten(0, 1), shared=not alone)
-        elif isinstance(node.module, nn.AvgPool2d) and self._return_through_pool(run, node, error, overwrite=alone):
+        elif isinstance(node.module, nn.AvgPool2d) and self._return_through_pool(run, node, error):
             return
         else:
             self._return_through_any(run, node, error)
 
-    def _return_through_pool(self, run: Run, node: Node, error: Tensor, *, overwrite: bool) -> bool:
+    def _return_through_pool(self, run: Run, node: Node, error: Tensor) -> bool:
         (source,) = node.inputs
-        passed = _through_pool(node.module, error, self.forms[source].shape, overwrite=overwrite)
+        passed = _through_pool(node.module, error, self.forms[source].shape)
         if passed is not None:
             self._send(run, source, passed)
         return passed is not None
@@ -308,7 +309,7 @@ class _Layer:
     def backward(self, chunk: int, error: Tensor, surrogate: Surrogate, *, overwrite: bool) -> Tensor:
         """The errors `[T, B, *N]` of a chunk's spikes to those of its currents."""
         neuron, record = self.neuron, self.records[chunk]
-        clock = self.since_spike if surrogate.needs_membrane else self._clock(chunk)
+        clock = self._clock(chunk) if surrogate.needs_clock else self.since_spike
         error, carried, by_threshold, by_leak = self.kernel.backward(
             error, self.carried, record.bits, record.potentials, neuron.threshold.detach(), neuron.leak.detach(),
             record.membrane, clock, neuron.reset == "hard", surrogate,
@@ -338,13 +339,13 @@ class _Layer:
         del self.records[chunk:]
 
 
-def _through_pool(pool: Any, error: Tensor, shape: torch.Size, *, overwrite: bool) -> Tensor | None:
+def _through_pool(pool: Any, error: Tensor, shape: torch.Size) -> Tensor | None:
     """The error `[N, C, H, W]` of an average pool to that of its input `[N, *shape]`, channels-last.
 
     None if windows overlap or do not tile the image. PyTorch's own would need an input to know the order in memory.
     """
     high, wide = (pool.kernel_size,) * 2 if isinstance(pool.kernel_size, int) else pool.kernel_size
-    batch, channels, rows, columns = error.shape
+    _, channels, rows, columns = error.shape
     if (
         pool.stride not in (pool.kernel_size, (high, wide))
         or pool.padding not in (0, (0, 0))
@@ -352,7 +353,4 @@ def _through_pool(pool: Any, error: Tensor, shape: torch.Size, *, overwrite: boo
         or shape != (channels, rows * high, columns * wide)
     ):
         return None
-    share = error.div_(high * wide) if overwrite else error / (high * wide)
-    share = share.permute(0, 2, 3, 1).reshape(batch, rows, 1, columns, 1, channels)
-    spread = share.expand(batch, rows, high, columns, wide, channels).reshape(batch, *shape[1:], channels)
-    return spread.permute(0, 3, 1, 2)
+    return pooling.spread(error, high, wide)

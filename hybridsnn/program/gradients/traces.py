@@ -100,6 +100,7 @@ class _TracesFlow(Flow):
                 neuron.initial_state(current.detach()).membrane,
                 threshold_learns=neuron.threshold.requires_grad,
                 leak_learns=neuron.leak.requires_grad,
+                current=current[0],
             )
         state = run.states[node.name]
         (step,) = current  # one at a time
