@@ -30,7 +30,7 @@ class QCFS(nn.Module):
         """`[...]` to `[...]`."""
         share = (values / self.ceiling).clamp(0, 1)
         floor: Tensor = _Floor.apply(share * self.levels + 0.5)
-        return self.ceiling * floor.clamp(max=self.levels) / self.levels
+        return self.ceiling * floor / self.levels
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}"

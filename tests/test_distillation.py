@@ -150,7 +150,7 @@ def test_distillation_reaches_the_training(run: Path, chain: tuple[Artifact, Art
 def test_a_teacher_that_is_gone_is_named(chain: tuple[Artifact, Artifact], tmp_path: Path) -> None:
     shutil.copytree(chain[1].path, tmp_path / "alone")
     with pytest.raises(
-        ConfigError, match=r"^finetune\.distil: got 0\.5, which needs the ANN that 'alone' was conv"
+        ConfigError, match=r"^finetune\.distil: got 0\.5, which needs the ANN that 'convert-qcfs' was conv"
     ) as e:
         targets_of(Artifact.open(tmp_path / "alone"), tmp_path, distil=0.5)
     assert "\n" not in str(e.value)

@@ -118,7 +118,8 @@ def test_memory_does_not_grow_with_time() -> None:
             RULES["rate"]().step(model, frames, torch.arange(64) % CLASSES, lambda loss: loss.backward())
         return memory.peak
 
-    assert peak(64) <= 1.02 * peak(8)
+    peak(1)  # what is kept for the next call, too, is none of one step's
+    assert peak(128) <= 1.01 * peak(16)
 
 
 @pytest.mark.parametrize("method", ["stop-w", "stbp"])
