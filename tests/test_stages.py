@@ -620,9 +620,11 @@ def test_only_evaluate_sees_test_images(tmp_path: Path, monkeypatch: pytest.Monk
     with_digits(monkeypatch, seal)
     ann = make(tmp_path, "train-ann", **ANN | {"epochs": 1})
     loaded = make(tmp_path, "load-ann", width=0.25, batch_norm=True, weights=ann.file(WEIGHTS))
+    stairs = make(tmp_path, "train-ann", name="stairs", **ANN | {"epochs": 1, "activation": "qcfs"})
     for balance in BALANCERS:
         images = {"calibration_images": 32} if issubclass(BALANCERS[balance], MeasuringBalancer) else {}
-        converted = make(tmp_path, "convert", loaded, balance=balance, timesteps=2, **images)
+        start = stairs if balance == "qcfs" else loaded
+        converted = make(tmp_path, "convert", start, balance=balance, timesteps=2, **images)
     tuned = make(tmp_path, "finetune", converted, epochs=1)
     make(tmp_path, "evaluate", tuned, split="validation", exit_confidence=0.9)
     with pytest.raises(PermissionError, match="looked at the test images"):
