@@ -32,7 +32,7 @@ RULES_COMPARED: dict[str, LearningRule] = {
     "stop-w": RULES["stop-w"](loss="readout"),
     "rate": RULES["rate"](),
     "diet": RULES["diet"](),
-    **{f"stdb {clock}": RULES["stdb"](never_fired=clock) for clock in (1000, 300, 200, 100, 30, 0)},
+    **{f"stdb {clock}": RULES["stdb"](never_fired=clock) for clock in (1000, 300, 100, 0)},
 }
 Data = tuple[Tensor, Tensor]
 
@@ -149,8 +149,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with MNIST/raw")
     parser.add_argument("--output", type=Path, required=True, help="folder for stdb_few_steps.csv")
-    parser.add_argument("--updates", type=int, default=150)
-    parser.add_argument("--ann-updates", type=int, default=400)
+    parser.add_argument("--updates", type=int, default=100)
+    parser.add_argument("--ann-updates", type=int, default=300)
     options = parser.parse_args()
     training, validation = mnist(options.data)
     network = ann(training, options.ann_updates)
