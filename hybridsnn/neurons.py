@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hybridsnn.errors import ConfigError
 from hybridsnn.kernels.neuron import Surrogate, scan
+from hybridsnn.surrogates import NEVER
 
-NEVER = 1000  # a neuron that has not fired yet counts as having fired this many steps before the first (STDB)
 SMALLEST_THRESHOLD = 1e-3  # the lower bound of a learned threshold
 RESETS = {"soft": "subtract the threshold", "hard": "set the membrane to 0"}
 
@@ -56,14 +56,16 @@ class SpikingNeuron(TemporalModule):
         self.initial_potential = initial_potential
         self.kernel = kernel
 
-    def initial_state(self, current: Tensor) -> NeuronState:
-        """The state before the first step, for currents `[T, B, *N]`."""
+    def initial_state(self, current: Tensor, surrogate: Surrogate | None = None) -> NeuronState:
+        """The state before the first step, for currents `[T, B, *N]`; the surrogate says since when nothing fired."""
         wide = current.dtype if current.dtype == torch.float64 else torch.float32
         threshold = self.threshold.detach().to(wide)
         if threshold.dim() == 1:
             threshold = threshold.view(-1, *[1] * (current.dim() - 3))
         membrane = (self.initial_potential * threshold).expand(current.shape[1:])
-        never = torch.full((), NEVER, dtype=torch.int32, device=current.device)
+        never = torch.full(
+            (), NEVER if surrogate is None else surrogate.never, dtype=torch.int32, device=current.device
+        )
         return NeuronState(membrane, never.expand(current.shape[1:]))
 
     def forward(
@@ -78,7 +80,7 @@ class SpikingNeuron(TemporalModule):
 
         With `overwrite` the memory of the currents may hold the spikes, where no gradients are asked for.
         """
-        membrane, since_spike = self.initial_state(current) if state is None else state
+        membrane, since_spike = self.initial_state(current, surrogate) if state is None else state
         spikes, membrane, since_spike = scan(
             current,
             self.threshold,

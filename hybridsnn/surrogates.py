@@ -13,11 +13,13 @@ from torch import Tensor
 
 from hybridsnn.errors import ConfigError
 
+NEVER = 1000  # a neuron that has not fired yet counts as having fired this many steps before the first (STDB)
 SPIKE_TIME = "spike-time"  # the shape over time; the others are over the distance to the threshold
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     SPIKE_TIME: lambda elapsed: torch.exp(-elapsed),
     "triangle": lambda distance: (1 - distance).clamp(min=0),
     "exponential": lambda distance: torch.exp(-distance),
+    "sigmoid": lambda distance: 1 / torch.cosh(2 * distance) ** 2,  # the slope of a logistic function of 4 x distance
 }  # of a number from 0 on; largest, 1, at 0
 
 
@@ -32,6 +34,8 @@ class Surrogate:
         shape: a name in `SHAPES`.
         height: the largest value (divided by the threshold if `relative`).
         decay: rate per step of the spike-time exponential.
+        never: for the shape over time, a neuron that has not fired yet counts as having fired so many steps before the
+            first.
         relative: measure height and distance in units of the threshold, so that scaling currents,
             membrane and threshold together scales the gradient as a derivative must.
 
@@ -45,6 +49,7 @@ class Surrogate:
     height: float
     decay: float = 0.0
     relative: bool = False
+    never: int = NEVER
 
     def __post_init__(self) -> None:
         defines_slope = type(self).slope is not Surrogate.slope
@@ -95,6 +100,11 @@ SURROGATES = {
             "triangle", height=0.3, relative=True,
         ),
         Surrogate("exponential", "exp(-|U - threshold|): the STOP paper", "exponential", height=1.0),
+        Surrogate(
+            "sigmoid",
+            "the slope of a logistic function of 4 (U / threshold - 1): rate-based back-propagation",
+            "sigmoid", height=1.0, relative=True,
+        ),
         Surrogate("triangle", "max(0, 1 - |U - threshold|): the STOP paper's code", "triangle", height=1.0),
     )
 }  # fmt: skip

@@ -287,6 +287,7 @@ class Compiler:
         ("linear", torch.bfloat16),
         ("exponential", torch.float64),
         ("triangle", torch.float16),
+        ("sigmoid", torch.float32),
     ],
 )
 def test_it_compiles_without_a_gpu_and_rounds_each_operation(

@@ -95,6 +95,7 @@ def slope_of(surrogate: str, potential: float, threshold: float, since: int) -> 
         "linear": 0.3 / threshold * max(0.0, 1 - distance),
         "exponential": math.exp(-abs(potential - threshold)),
         "triangle": max(0.0, 1 - abs(potential - threshold)),
+        "sigmoid": 1 / threshold / math.cosh(2 * distance) ** 2,
     }[surrogate]
 
 
@@ -244,7 +245,7 @@ def test_clocks_go_back_as_they_went(kernel: str, rate: float) -> None:
 @pytest.mark.parametrize("kernel", HERE)
 def test_every_kernel_knows_surrogates_of_a_user_s_own(kernel: str) -> None:
     case = Case.random(SHAPES[0], "channel", "contiguous")
-    for shape, relative in product(("spike-time", "triangle", "exponential"), (False, True)):
+    for shape, relative in product(("spike-time", "triangle", "exponential", "sigmoid"), (False, True)):
         surrogate = Surrogate("own", "", shape, height=0.7, decay=0.1, relative=relative)
         expected, got = case.run("definition", "soft", surrogate), case.run(kernel, "soft", surrogate)
         for name, value in expected.items():

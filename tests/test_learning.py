@@ -39,6 +39,7 @@ SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     ),
     "exponential": lambda potential, threshold, since: torch.exp(-(potential - threshold).abs()),
     "triangle": lambda potential, threshold, since: (1 - (potential - threshold).abs()).clamp(min=0),
+    "sigmoid": lambda potential, threshold, since: 1 / threshold / torch.cosh(2 * (potential / threshold - 1)) ** 2,
 }
 
 

@@ -620,9 +620,11 @@ def test_only_evaluate_sees_test_images(tmp_path: Path, monkeypatch: pytest.Monk
     with_digits(monkeypatch, seal)
     ann = make(tmp_path, "train-ann", **ANN | {"epochs": 1})
     loaded = make(tmp_path, "load-ann", width=0.25, batch_norm=True, weights=ann.file(WEIGHTS))
+    stairs = make(tmp_path, "train-ann", name="stairs", **ANN | {"epochs": 1, "activation": "qcfs"})
     for balance in BALANCERS:
         images = {"calibration_images": 32} if issubclass(BALANCERS[balance], MeasuringBalancer) else {}
-        converted = make(tmp_path, "convert", loaded, balance=balance, timesteps=2, **images)
+        start = stairs if balance == "qcfs" else loaded
+        converted = make(tmp_path, "convert", start, balance=balance, timesteps=2, **images)
     tuned = make(tmp_path, "finetune", converted, epochs=1)
     make(tmp_path, "evaluate", tuned, split="validation", exit_confidence=0.9)
     with pytest.raises(PermissionError, match="looked at the test images"):
@@ -830,7 +832,7 @@ def test_other_images_are_refused(stage: str, source: str, unchanged: Path, monk
         ("finetune --method sltt --learn-leaks", "it belongs to stdb, linear, osstop, stbp. Leave it out"),
         (
             "finetune --method stop-wtl --surrogate spike-time",
-            "surrogate: got 'spike-time', must be exponential or linear or triangle with method 'stop-wtl'",
+            "surrogate: got 'spike-time', must be exponential or linear or sigmoid or triangle with method 'stop-wtl'",
         ),
         ("finetune --surrogate linear", "surrogate: got 'linear', must be spike-time with method 'stdb'"),
         ("finetune --method stbp --surrogate liner", "surrogate: unknown 'liner'. Did you mean 'linear'?"),

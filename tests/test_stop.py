@@ -1210,7 +1210,7 @@ def test_networks_that_one_trace_cannot_serve_are_refused() -> None:
     for name in RULES:
         if name.startswith(("stop-", "osstop", "ottt", "sltt")):
             with pytest.raises(
-                ConfigError, match=r"surrogate: got 'spike-time', must be exponential or linear or triangle$"
+                ConfigError, match=r"surrogate: got 'spike-time', must be exponential or linear or sigmoid or triangle$"
             ) as error:
                 RULES[name](surrogate="spike-time")
             assert "\n" not in str(error.value)

@@ -10,7 +10,7 @@ import hybridsnn
 ROOT = Path(hybridsnn.__file__).parent
 FLOORS = [
     {"errors", "registry", "config", "options", "artifacts", "kernels", "memory", "checkpoint"},
-    {"surrogates", "neurons", "encoders", "batch"},
+    {"activations", "surrogates", "neurons", "encoders", "batch"},
     {"program"},
     {"networks", "model"},
     {"conversion", "learning", "data", "evaluation", "reporting"},

@@ -8,7 +8,7 @@ from torch.nn.utils import fusion
 
 from hybridsnn.errors import ConversionError
 from hybridsnn.program.graph import Program
-from hybridsnn.program.operations import SYNAPSES, Role, is_sum, module_of, operation_of, role_of
+from hybridsnn.program.operations import MODULES, SYNAPSES, Role, is_sum, module_of, operation_of, role_of
 from hybridsnn.program.passes import shapes
 
 MAX_POOL_CHOICES = {
@@ -17,6 +17,13 @@ MAX_POOL_CHOICES = {
 }
 MAX_POOL_REMEDY = "train with average pools, or convert with --max-pool any-spike and fine-tune"
 ALLOWED = "ReLU, convolutions, linear layers, batch norm after them, average pools, dropout, flatten and sums"
+
+
+class _Tracer(fx.Tracer):
+    """Takes what the table of operations knows as a whole."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return type(module) in MODULES or super().is_leaf_module(module, name)
 
 
 def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str = "refuse") -> fx.GraphModule:
@@ -36,7 +43,7 @@ def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str =
     """
     network = copy.deepcopy(network).eval()
     try:
-        graph = fx.Tracer().trace(network)
+        graph = _Tracer().trace(network)
     except Exception as error:  # whatever a module's code does when it is run on symbols
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(

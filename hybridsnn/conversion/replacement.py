@@ -3,8 +3,9 @@
 import copy
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from hybridsnn.activations import QCFS
 from hybridsnn.conversion.preparation import add_module, prepare, record_shapes
 from hybridsnn.errors import ConversionError
 from hybridsnn.neurons import SharedDropout, SpikingNeuron
@@ -15,6 +16,8 @@ GRANULARITIES = {
     "channel": "one threshold per channel",
     "neuron": "one threshold per neuron; those of a layer start at one value",
 }
+
+CEILINGS = "ceilings"  # in the `meta` of a body: of the ANN's staircase activations, by the name of the neuron
 
 
 def spiking_body(
@@ -43,12 +46,15 @@ def spiking_body(
     """
     body = prepare(network, fold_batch_norm=fold_batch_norm, max_pool=max_pool)
     record_shapes(body, input_shape)
+    ceilings: dict[str, Tensor] = {}
     for node in body.graph.nodes:
         module = module_of(body, node)
-        if type(module) is nn.ReLU:
+        if role_of(body, node) is Role.RELU:
             sample = node.meta["shape"]
             shape = {"layer": (), "channel": sample[:1], "neuron": sample}[granularity]
             neuron = SpikingNeuron(shape, reset=reset, initial_potential=initial_potential)
+            if isinstance(module, QCFS):
+                ceilings[str(node.target)] = module.ceiling.detach().clone()
             body.set_submodule(str(node.target), neuron)
         elif isinstance(module, DROPOUTS):
             body.set_submodule(
@@ -61,6 +67,7 @@ def spiking_body(
     body.to(parameter.device)
     body.recompile()
     body.meta["granularity"] = granularity
+    body.meta[CEILINGS] = ceilings
     return body
 
 

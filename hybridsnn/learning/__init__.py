@@ -1,6 +1,6 @@
 """Learning rules for training networks, by name, and the loop that runs them."""
 
-from hybridsnn.learning.loop import Encode, fit, seed_of
+from hybridsnn.learning.loop import Encode, Targets, fit, seed_of
 from hybridsnn.learning.optimisation import OPTIMISERS, SCHEDULES, Optimisation, OwnRate
 from hybridsnn.learning.rules import RULES
 from hybridsnn.learning.rules.backpropagation import BackPropagation
@@ -15,6 +15,7 @@ __all__ = [
     "LearningRule",
     "Optimisation",
     "OwnRate",
+    "Targets",
     "fit",
     "seed_of",
 ]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.checkpoint import SAVE_EVERY
@@ -36,6 +36,7 @@ class Source(Protocol):
 
 
 Encode = Callable[[Batch, int], Any]
+Targets = Callable[[Batch, Tensor], Tensor]
 Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 
@@ -76,6 +77,7 @@ def fit(
     validate: Callable[[nn.Module], dict[str, float]] | None,
     folder: Path,
     seed: int,
+    targets: Targets | None = None,
     own_rates: Sequence[OwnRate] = (),
     project: Callable[[], None] = lambda: None,
     track: Track = lambda items, description, total: iter(items),
@@ -93,6 +95,7 @@ def fit(
         encode: (batch, epoch) to the inputs of the rule, on the device.
         validate: returns `loss` and `accuracy` on the validation split; None keeps the last epoch.
         folder: for checkpoints.
+        targets: of a batch and its labels on the device, what the rule learns; unset: the labels.
         own_rates: parameters with their own learning rates: thresholds and leaks.
         project: called after each update, to project thresholds and leaks into their bounds.
         track, say: progress.
@@ -170,7 +173,8 @@ def fit(
             inputs = encode(batch, epoch)
             very_first = epoch == state.batch == 0
             with memory if very_first else nullcontext():
-                loss, logits = rule.step(wrapped, inputs, labels, fabric.backward)
+                learned = labels if targets is None else targets(batch, labels)
+                loss, logits = rule.step(wrapped, inputs, learned, fabric.backward)
             wrapped_optimiser.step()
             with torch.no_grad():
                 project()

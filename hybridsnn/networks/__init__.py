@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hybridsnn.activations import with_qcfs
 from hybridsnn.errors import ConfigError
 from hybridsnn.networks import external
 from hybridsnn.networks.lenet import DigitsNet, LeNet5
@@ -24,6 +25,7 @@ class NetworkSpec:
         batch_norm: after each convolution.
         width: factor on the channels of every layer (1 in the papers).
         dropout: probability; None: the network's own.
+        levels: of staircases in the place of ReLUs, see `QCFS`; None: ReLUs.
     """
 
     name: str
@@ -32,6 +34,7 @@ class NetworkSpec:
     batch_norm: bool = False
     width: float = 1.0
     dropout: float | None = None
+    levels: int | None = None
 
     def build(self) -> nn.Module:
         """The network with fresh weights, which depend on torch's random state alone.
@@ -47,7 +50,8 @@ class NetworkSpec:
                 f"network: '{self.name}' got images of {self.input_shape[1]}x{self.input_shape[2]}, "
                 f"needs at least {entry.smallest}x{entry.smallest}; choose a smaller network or a larger --image-size"
             )
-        return entry.build(self)
+        network = entry.build(self)
+        return network if self.levels is None else with_qcfs(network, self.levels)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from hybridsnn.activations import QCFS
 from hybridsnn.neurons import SharedDropout, SpikingNeuron, TemporalModule
 
 
@@ -92,6 +93,7 @@ MODULES: dict[type[nn.Module], Operation] = {
     **dict.fromkeys(DROPOUTS, _DROPOUT),
     **dict.fromkeys(SHAPES, _SHAPE),
     nn.ReLU: _RELU,
+    QCFS: _RELU,
     Weighting: Operation(Role.WEIGHTING),
 }
 FUNCTIONS: dict[Any, Operation] = {

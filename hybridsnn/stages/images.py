@@ -62,10 +62,18 @@ class LoadedImages:
         """
         return replace(self, device=device) if device.type == "cuda" else self
 
-    def network(self, name: str, *, batch_norm: bool, width: float, dropout: float | None = None) -> NetworkSpec:
+    def network(
+        self,
+        name: str,
+        *,
+        batch_norm: bool,
+        width: float,
+        dropout: float | None = None,
+        levels: int | None = None,
+    ) -> NetworkSpec:
         """A network for these images and their classes."""
         shape = (self.data.train.shape[0], self.preprocessing.size, self.preprocessing.size)
-        return NetworkSpec(name, shape, len(self.data.classes), batch_norm, width, dropout)
+        return NetworkSpec(name, shape, len(self.data.classes), batch_norm, width, dropout, levels)
 
     def description(self, network: NetworkSpec) -> ModelDescription:
         """The content of `model.json` for an ANN on these images."""

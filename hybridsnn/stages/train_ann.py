@@ -21,6 +21,11 @@ from hybridsnn.stages.networks import save_network
 from hybridsnn.stages.precision import settle
 from hybridsnn.stages.training import INITIAL_WEIGHTS, TrainingSettings, train
 
+ACTIVATIONS = {
+    "relu": "the ANN of the papers on conversion",
+    "qcfs": "a staircase of --levels steps up to a ceiling that learns, which becomes the threshold",
+}
+
 
 class NetworkSettings(DataSpec):
     """Which network, for which images."""
@@ -29,6 +34,10 @@ class NetworkSettings(DataSpec):
     batch_norm: bool = Field(False, description="Batch norm after each convolution; convert folds or keeps it.")
     width: float = Field(1.0, gt=0, description="Factor on the number of channels of every layer.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout probability; unset: the network's own.")
+    activation: Annotated[str, Choice(ACTIVATIONS, "activation")] = Field(
+        "relu", description="Between layers; convert a network of qcfs with --balance qcfs."
+    )
+    levels: int = Field(4, gt=0, description="Steps of the activation qcfs: the T that matters.")
 
 
 class TrainConfig(TrainingSettings, NetworkSettings):
@@ -46,7 +55,13 @@ def run(work: Work) -> None:
     config = cast(TrainConfig, work.config)
     fabric = fabric_for(work, config.precision)
     images = open_new(config, work).on(fabric.device)
-    spec = images.network(config.network, batch_norm=config.batch_norm, width=config.width, dropout=config.dropout)
+    spec = images.network(
+        config.network,
+        batch_norm=config.batch_norm,
+        width=config.width,
+        dropout=config.dropout,
+        levels=config.levels if config.activation == "qcfs" else None,
+    )
     torch.manual_seed(seed_of(config.seed, INITIAL_WEIGHTS))
     network = spec.build().to(memory_format=torch.channels_last)
     known = images.measuring("train", config.batch_size)

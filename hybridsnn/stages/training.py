@@ -9,7 +9,7 @@ from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice, StageConfig
-from hybridsnn.learning import OPTIMISERS, SCHEDULES, Encode, LearningRule, Optimisation, OwnRate, fit, seed_of
+from hybridsnn.learning import OPTIMISERS, SCHEDULES, Encode, LearningRule, Optimisation, OwnRate, Targets, fit, seed_of
 from hybridsnn.stages.base import Work
 from hybridsnn.stages.compute import PRECISION, Precision
 from hybridsnn.stages.images import LoadedImages
@@ -45,6 +45,7 @@ def train(
     encode: Encode,
     measure: Callable[[nn.Module, Iterable[Batch]], dict[str, float]],
     augmentation: str | None = None,
+    targets: Targets | None = None,
     own_rates: Sequence[OwnRate] = (),
     project: Callable[[], None] = lambda: None,
 ) -> None:
@@ -55,7 +56,7 @@ def train(
         encode: see `fit`.
         measure: `loss` and `accuracy` of a network on the validation batches, to choose the best epoch.
         augmentation: in place of that of the images' `DataSpec`.
-        own_rates, project: see `fit`.
+        targets, own_rates, project: see `fit`.
     """
     validation = images.measuring("validation", settings.batch_size) if images.spec.validation else None
 
@@ -81,6 +82,7 @@ def train(
         validate=validate if validation is not None else None,
         folder=work.scratch,
         seed=seed_of(seed, EPOCHS),
+        targets=targets,
         own_rates=own_rates,
         project=project,
         track=progress.track,

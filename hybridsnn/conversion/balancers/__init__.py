@@ -5,10 +5,12 @@ from hybridsnn.conversion.balancers.base import Balancer
 from hybridsnn.conversion.balancers.constant import Constant
 from hybridsnn.conversion.balancers.maximum_current import MaximumCurrent
 from hybridsnn.conversion.balancers.percentile import Percentile
+from hybridsnn.conversion.balancers.qcfs import LearnedCeilings
 
 BALANCERS: dict[str, type[Balancer]] = {
     "max": MaximumCurrent,
     "activation-max": ActivationMaximum,
     "percentile": Percentile,
+    "qcfs": LearnedCeilings,
     "constant": Constant,
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from hybridsnn.kernels.neuron.layout import Layout
 from hybridsnn.kernels.neuron.surrogate import Surrogate, shape_of
 
-SHAPES = ("spike-time", "triangle", "exponential")  # whose formulas `cuda_loops` has
+SHAPES = ("spike-time", "triangle", "exponential", "sigmoid")  # whose formulas `cuda_loops` has
 BLOCK = 512  # neurons of a program, four for each of its threads: loads of 16 bytes, and small layers fill the GPU too
 # Multiply and add round apart, as in PyTorch: rounded once, a membrane may fall on the other side of the threshold.
 FUSION = False

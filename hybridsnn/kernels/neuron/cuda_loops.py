@@ -41,8 +41,11 @@ def _profile(distance, shape: tl.constexpr):  # type: ignore[no-untyped-def]
     """A slope of height 1 at a distance to the threshold."""
     if shape == "triangle":
         return tl.maximum(1 - distance, 0)
-    tl.static_assert(shape == "exponential")
-    return tl.exp(-distance)
+    if shape == "exponential":
+        return tl.exp(-distance)
+    tl.static_assert(shape == "sigmoid")
+    decayed = tl.exp(-4 * distance)
+    return 4 * decayed / ((1 + decayed) * (1 + decayed))
 
 
 @triton.jit(do_not_specialize=["steps"])

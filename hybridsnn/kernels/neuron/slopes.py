@@ -2,10 +2,10 @@
 
 import numba
 
-from hybridsnn.kernels.neuron.exponential import exponential
+from hybridsnn.kernels.neuron.exponential import exponential, sigmoid_slope
 
-SHAPES = {"spike-time": 0, "triangle": 1, "exponential": 2}  # by the number that the loops know them by
-SPIKE_TIME, TRIANGLE, EXPONENTIAL = SHAPES.values()
+SHAPES = {"spike-time": 0, "triangle": 1, "exponential": 2, "sigmoid": 3}  # by the number that the loops know them by
+SPIKE_TIME, TRIANGLE, EXPONENTIAL, SIGMOID = SHAPES.values()
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -27,5 +27,8 @@ def slopes(shape, potential, level, width, scale, slope):  # type: ignore[no-unt
     elif shape == EXPONENTIAL:
         for i in range(slope.size):
             slope[i] = scale[i] * exponential(-abs(potential[i] - level[i]) / width[i])
+    elif shape == SIGMOID:
+        for i in range(slope.size):
+            slope[i] = scale[i] * sigmoid_slope(-abs(potential[i] - level[i]) / width[i], one)
     else:
         slope[:] = slope.dtype.type(float("nan"))  # a number without a formula must not pass for another's

@@ -36,6 +36,10 @@ class ForwardTraces(SurrogateGradient):
         """Whether the loss of a step is that of the readout, not of what flows into it at the step."""
         return False
 
+    def loss_of(self, currents: Tensor, readout: Tensor, labels: Tensor) -> Tensor:
+        """The loss of one step, for currents and readout `[1, B, K]`: here, the cross-entropy of the readout."""
+        return functional.cross_entropy(readout[-1].to(currents.dtype), labels)
+
     def step(self, model: Any, inputs: Tensor | Frames, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
         """See `LearningRule.step`; `backward` is called at each step that learns."""
         timesteps = len(inputs)
@@ -52,13 +56,12 @@ class ForwardTraces(SurrogateGradient):
         for timestep in range(timesteps):
             with torch.set_grad_enabled(timestep in learning):
                 currents, readout, state = model.run(inputs[timestep : timestep + 1], state, gradient=gradient)
-                logits = readout[0].to(currents.dtype) if self.one_shot or self.readout_loss else currents[0]
-                loss = functional.cross_entropy(logits, labels) / len(learning)
+                loss = self.loss_of(currents, readout, labels) / len(learning)
             if timestep in learning:
                 backward(loss)
                 total += loss.detach()
             state.readout, dtype = state.readout.detach(), currents.dtype  # what earlier steps brought it is given
-            del currents, readout, logits, loss  # and with them all that the step's graph holds
+            del currents, readout, loss  # and with them all that the step's graph holds
         assert state is not None and state.run is not None
         gradient.finish(state.run)
         return total, state.readout.to(dtype)

@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from hybridsnn.learning.rules.base import SURROGATE, AnySurrogate, LossAtEachStep
 from hybridsnn.learning.rules.through_time import BackPropagationThroughTime
@@ -12,13 +11,12 @@ from hybridsnn.model import Outputs
 
 
 class STBP(LossAtEachStep, BackPropagationThroughTime):
-    """Spatio-temporal backpropagation with a detached reset: the loss is the mean of a cross-entropy over the steps."""
+    """Spatio-temporal backpropagation with a detached reset: the loss is a mean over the steps."""
 
     summary: ClassVar[str] = "BPTT with a loss at every step and a detached reset: what STOP is compared with"
 
     surrogate: AnySurrogate = Field("exponential", description=SURROGATE)
 
     def _loss(self, outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-        readout = outputs.readout.to(outputs.currents.dtype)
-        judged = readout if self.readout_loss else outputs.currents
-        return functional.cross_entropy(judged.flatten(0, 1), labels.repeat(len(judged))), readout[-1]
+        loss = self.loss_of(outputs.currents, outputs.readout, labels)
+        return loss, outputs.readout[-1].to(outputs.currents.dtype)

@@ -100,7 +100,7 @@ class _BitsFlow(Flow):
         assert isinstance(neuron, SpikingNeuron) and self.surrogate is not None
         if node.name not in self.layers:
             self.layers[node.name] = _Layer(neuron, choose(neuron.kernel, current, self.surrogate))
-            run.states[node.name] = neuron.initial_state(current)
+            run.states[node.name] = neuron.initial_state(current, self.surrogate)
         layer, state = self.layers[node.name], run.states.pop(node.name)
         spikes, state = layer.fire(current, state, self.surrogate, overwrite=run.is_last_use(node))
         if len(layer.records) < len(self.chunks):

@@ -1,0 +1,34 @@
+"""Thresholds that the ANN has learned itself, as the ceilings of its activations."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import fx
+
+from hybridsnn.conversion.activation_scales import apply_thresholds, thresholds_for_activations
+from hybridsnn.conversion.balancers.base import Balancer
+from hybridsnn.conversion.balancers.calibration import Calibration
+from hybridsnn.conversion.replacement import CEILINGS, for_measuring
+from hybridsnn.errors import ConversionError
+
+
+class LearnedCeilings(Balancer):
+    """A layer's threshold is the ceiling of its staircase activation (QCFS, Bu et al., ICLR 2022); nothing is measured.
+
+    With membranes that start at half a threshold and T equal to the levels that the ANN was trained with, a layer under
+    a constant current fires as often as its activation has levels.
+    """
+
+    summary: ClassVar[str] = "the ceilings that an ANN trained with '--activation qcfs' has learned"
+
+    def set_thresholds(self, body: fx.GraphModule, draw: Callable[[int], Calibration]) -> None:
+        ceilings = body.meta[CEILINGS]
+        if not ceilings:
+            raise ConversionError(
+                "convert.balance: got 'qcfs', but the ANN has no ceilings to take thresholds from; "
+                "train it with --activation qcfs, or choose another balancer"
+            )
+        scale = draw(1).encoder.scale  # of the encoder; the image is not used
+        thresholds = thresholds_for_activations(for_measuring(body), ceilings, scale)
+        thresholds = {name: threshold * self.threshold_scale for name, threshold in thresholds.items()}
+        apply_thresholds(body, thresholds, scale)
