@@ -47,7 +47,11 @@ def test_digits_are_trained_as_before_there_were_defaults_of_others() -> None:
 
 def test_help_and_lists_tell_them() -> None:
     told = CliRunner().invoke(command_line, ["train-ann", "--help"]).output
-    assert " ".join(told.split()).count("depends on --dataset") == len(TrainConfig.follows) == len(asdict(TrainingDefaults()))
+    assert (
+        " ".join(told.split()).count("depends on --dataset")
+        == len(TrainConfig.follows)
+        == len(asdict(TrainingDefaults()))
+    )
     assert "depends on" not in CliRunner().invoke(command_line, ["load-ann", "--help"]).output
     assert not FinetuneConfig.follows
     listed = CliRunner().invoke(command_line, ["list", "datasets"]).output
