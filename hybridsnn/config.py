@@ -24,11 +24,18 @@ class StageConfig(BaseModel):
 
     Attributes:
         chooser: the setting that chooses something which has options; see `hybridsnn.options`.
+        follows: settings whose default follows from another setting, and which that is; see `own_defaults`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     chooser: ClassVar[str] = ""
+    follows: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def own_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Defaults that follow from what is set, with which `resolve` fills in what is not."""
+        return {}
 
     @classmethod
     def options(cls) -> dict[str, dict[str, FieldInfo]]:
@@ -105,8 +112,9 @@ def resolve(config_type: type[Config], values: Mapping[str, Any], where: str) ->
         ConfigError: one line that names every problem.
     """
     completed = config_type.completed(values)
+    filled = {**completed.own_defaults(values), **values}
     try:
-        return completed.model_validate_json(json.dumps(values, default=str), strict=True)  # str: of a Path
+        return completed.model_validate_json(json.dumps(filled, default=str), strict=True)  # str: of a Path
     except ValidationError as error:
         raise problems(error, where, lambda name: completed.unknown_setting(name, where), completed.owner) from None
 

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
 from toy_networks import CLASSES, Residual, encodable, pictures, seeded, spiking, surrogates_of
 
 from hybridsnn.checkpoint import LAYOUT
@@ -27,6 +28,7 @@ from hybridsnn.learning import (
     fit,
     seed_of,
 )
+from hybridsnn.learning.averaging import MovingAverage
 from hybridsnn.learning.rules.through_time import BackPropagationThroughTime
 from hybridsnn.learning.training_state import FILE, TrainingState
 from hybridsnn.model import SpikingModel
@@ -152,15 +154,20 @@ def test_a_neuron_that_never_fired_learns_slowly() -> None:
         assert gradient.flatten().tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_back_propagation_is_autograd_s() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_back_propagation_is_autograd_s(smoothing: float) -> None:
+    """With smoothed labels too: each class has an equal part of the share, the right one the rest beside it."""
     network = seeded(Residual())
     images, labels = pictures(4), torch.tensor([0, 3, 1, 4])
-    loss, logits = BackPropagation().step(network, images, labels, lambda loss: loss.backward())
-    expected = functional.cross_entropy(network(images), labels)
+    rule = BackPropagation(label_smoothing=smoothing)
+    loss, logits = rule.step(network, images, labels, lambda loss: loss.backward())
+    targets = (1 - smoothing) * functional.one_hot(labels, CLASSES) + smoothing / CLASSES
+    expected = -(targets * network(images).log_softmax(1)).sum(1).mean()
     gradients = torch.autograd.grad(expected, list(network.parameters()))
-    assert torch.equal(loss, expected.detach()) and torch.equal(logits, network(images).detach())
+    torch.testing.assert_close(loss, expected.detach())
+    assert torch.equal(logits, network(images).detach())
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-        assert torch.equal(parameter.grad, gradient)
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +176,7 @@ def test_back_propagation_is_autograd_s() -> None:
         ("constant", {0.0: 1, 0.5: 1, 0.999: 1}),
         ("step", {0.0: 1, 0.599: 1, 0.6: 0.1, 0.799: 0.1, 0.8: 0.01, 0.899: 0.01, 0.9: 0.001, 0.999: 0.001}),
         ("cosine", {0.0: 1, 1 / 3: 0.75, 0.5: 0.5, 2 / 3: 0.25, 1.0: 0}),
+        ("one-cycle", {0.0: 0.04, 0.15: 0.52, 0.3: 1, 0.65: 0.500002, 1.0: 0.000004}),
     ],
 )
 def test_schedules_have_known_values(schedule: str, values: dict[float, float]) -> None:
@@ -177,9 +185,28 @@ def test_schedules_have_known_values(schedule: str, values: dict[float, float]) 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_schedules_start_whole_and_never_rise(schedule: str) -> None:
+def test_schedules_have_one_peak_of_one(schedule: str) -> None:
+    """At the start, or after a warm-up."""
     factors = [SCHEDULES[schedule].factor(step / 200) for step in range(200)]
-    assert factors[0] == 1 and factors == sorted(factors, reverse=True) and factors[-1] > 0
+    peak = factors.index(1)
+    assert peak == (60 if schedule == "one-cycle" else 0)
+    assert factors == sorted(factors[:peak]) + sorted(factors[peak:], reverse=True) and min(factors) > 0
+
+
+def test_the_one_cycle_is_torch_s() -> None:
+    """Whose steps after the peak end at the end; those before it start at the start."""
+    steps, rate = 1000, 0.3
+    optimiser = replace(SETTINGS, schedule="one-cycle", learning_rate=rate)
+    built, twin = (optimiser.build(nn.Linear(1, 1)) for _ in range(2))
+    theirs = OneCycleLR(twin, rate, total_steps=steps, anneal_strategy="linear", cycle_momentum=False)
+    for step in range(steps):
+        (expected,) = theirs.get_last_lr()
+        assert optimiser.set_rate(built, (step + (step >= 300)) / steps) == pytest.approx(expected, rel=0.004)
+        if step >= 300:
+            assert built.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-6)
+        twin.step()
+        if step + 1 < steps:
+            theirs.step()
 
 
 SETTINGS = Optimisation("sgd", "constant", learning_rate=0.05, momentum=0.9, weight_decay=0.0, epochs=4)
@@ -218,6 +245,89 @@ def test_some_parameters_have_a_rate_of_their_own_and_no_decay(optimiser: str) -
     assert [group["lr"] for group in groups] == pytest.approx([0.025, 0.0005, 0.1])
     alone = replace(SETTINGS, optimiser=optimiser).build(model.requires_grad_(False), [OwnRate([threshold], 0.1)])
     assert [len(group["params"]) for group in alone.param_groups] == [1]
+
+
+@pytest.mark.parametrize("decay_biases", [True, False])
+def test_weight_decay_can_spare_biases_and_norms(decay_biases: bool) -> None:
+    """Of each kind of layer, and every parameter learns at the same rate."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    built = replace(SETTINGS, weight_decay=0.5, decay_biases=decay_biases).build(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(p)] for group in built.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == (set(names.values()) if decay_biases else {"0.weight", "3.weight"})
+    assert sum(len(group["params"]) for group in built.param_groups) == len(names)
+    assert {group["start"] for group in built.param_groups} == {SETTINGS.learning_rate}
+
+
+def test_nesterov_s_momentum_looks_ahead() -> None:
+    """On a parabola, where each gradient is the weight itself: v <- m v + w, w <- w - r (w + m v)."""
+    model = nn.Linear(1, 1, bias=False)
+    optimisation = replace(SETTINGS, optimiser="nesterov")
+    built = optimisation.build(model)
+    weight, velocity = model.weight.item(), 0.0
+    for _ in range(5):
+        built.zero_grad()
+        (0.5 * model.weight.square().sum()).backward()
+        built.step()
+        velocity = optimisation.momentum * velocity + weight
+        weight -= optimisation.learning_rate * (weight + optimisation.momentum * velocity)
+        assert model.weight.item() == pytest.approx(weight, rel=1e-5)
+    with pytest.raises(ConfigError, match=r"momentum: got 0, 'nesterov' needs one above 0"):
+        replace(optimisation, momentum=0.0).build(model)
+
+
+@torch.no_grad()
+def test_a_moving_average_has_known_values() -> None:
+    """Of weights and running statistics; not of counts. What stays the same is the same to the last bit."""
+    model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+    weights, decay = [3.0, -1.0, 4.0, 1.0, -5.0] * 30, 0.9
+    average = MovingAverage(model, decay, {})
+    constant = model[1].bias.clone()
+    expected = {"0.running_mean": 0.0, "1.weight": float(model[1].weight)}
+    for number, weight in enumerate(weights, 1):
+        model[1].weight.fill_(weight)
+        model[0].running_mean.fill_(-weight)
+        model[0].num_batches_tracked.fill_(number)
+        average.update(number)
+        kept = min(decay, number / (number + 9))
+        for name, value in (("0.running_mean", -weight), ("1.weight", weight)):
+            expected[name] = kept * expected[name] + (1 - kept) * value
+            assert float(average.tensors[name]) == pytest.approx(expected[name], rel=1e-4)
+    with average.in_place():
+        assert float(model[1].weight) == pytest.approx(expected["1.weight"], rel=1e-4)
+        assert float(model[0].running_mean) == pytest.approx(expected["0.running_mean"], rel=1e-4)
+        assert torch.equal(model[1].bias, constant) and int(model[0].num_batches_tracked) == len(weights)
+    assert float(model[1].weight) == weights[-1] and float(model[0].running_mean) == -weights[-1]
+
+
+def test_a_moving_average_is_what_is_measured_and_kept(tmp_path: Path) -> None:
+    """Those of a training whose average is made by hand, epoch by epoch."""
+    optimisation = replace(SETTINGS, schedule="one-cycle", average_decay=0.8)
+    measured: list[dict[str, Tensor]] = []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        measured.append({name: tensor.clone() for name, tensor in model.module.state_dict().items()})  # type: ignore[union-attr]
+        return {"loss": 0.0, "accuracy": 0.0}  # the last of equals is kept
+
+    updated: list[dict[str, Tensor]] = []
+    model = ann()
+
+    def watch() -> None:
+        updated.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    settings = {"optimisation": optimisation, "validate": validate, "project": watch}
+    kept, _, _ = train(lambda: model, tmp_path, **settings)
+    average = measured[0]
+    for number, weights in enumerate(updated, 1):
+        share = min(0.8, number / (number + 9))
+        average = {
+            name: share * average[name] + (1 - share) * tensor if tensor.is_floating_point() else tensor
+            for name, tensor in weights.items()
+        }
+        if number % 2 == 0:
+            torch.testing.assert_close(measured[number // 2], average)
+    torch.testing.assert_close(dict(kept.state_dict()), average)
+    assert any((tensor - updated[-1][name]).abs().max() > 1e-4 for name, tensor in average.items())
 
 
 def test_the_paper_s_adam_is_amsgrad() -> None:

@@ -55,6 +55,11 @@ SMALL = {
     "digits-cnn": 9 * (3 * 24 + 24 * 48) + 16 * 16 * 48 * 128 + 128 * 10,
 }
 SCRATCH = {  # with biases, for there is no batch norm
+    "vgg8": 9 * (3 * 32 + 32 * 64 + 64 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512)
+    + 32 + 64 + 2 * 128 + 2 * 256 + 512 + 512 * 10 + 10,
+    "vgg16-gap": VGG_CONVOLUTIONS["vgg16"] + 2 * 64 + 2 * 128 + 3 * 256 + 6 * 512 + 512 * 10 + 10,
+    "cifar-resnet20": 9 * 3 * 16 + 3 * block(16, 16) + block(16, 32) + 2 * block(32, 32) + block(32, 64)
+    + 2 * block(64, 64) + 64 * 10 + 10,
     "vgg11-gap": 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 3 * 512 * 512)
     + 64 + 128 + 2 * 256 + 4 * 512 + 512 * 10 + 10,
     "resnet18": 9 * 3 * 64 + 2 * block(64, 64) + block(64, 128) + block(128, 128) + block(128, 256) + block(256, 256)
@@ -80,6 +85,20 @@ def linears(network: nn.Module) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sizes_are_those_computed_by_hand(name: str) -> None:
     assert size(build(name)) == SIZES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "parameters"),
+    [
+        # He et al. count 0.27 million; here with 1x1 shortcuts and their norms. Width 32: 3x3, 1x1, norms, linear.
+        ("cifar-resnet20", 1.0, 269_722 + 16 * 32 + 32 * 64 + 2 * (32 + 64)),
+        ("cifar-resnet20", 2.0, 1_069_920 + 10_240 + 3_136 + 1_290),
+        # The 14,728,266 that are published with biases, for which a norm has no need.
+        ("vgg16-gap", 1.0, 14_728_266 - 4_224),
+    ],
+)
+def test_sizes_with_batch_norm_are_those_published(name: str, width: float, parameters: int) -> None:
+    assert size(build(name, batch_norm=True, width=width)) == parameters
 
 
 @pytest.mark.parametrize("name", [*VGG_HEADS, *RESNETS, "digits-cnn"])
@@ -109,6 +128,11 @@ def test_imagenet_variants() -> None:
                       "conv relu drop conv relu drop mean flat line"),
         ("resnet18", "conv relu" + 2 * " conv relu drop conv relu"
                      + 3 * " conv relu drop conv conv relu conv relu drop conv relu" + " mean flat line"),
+        ("vgg8", "conv relu drop conv relu pool conv relu drop conv relu pool conv relu drop conv relu pool "
+                 "conv relu drop mean flat line"),
+        ("cifar-resnet20", "conv relu" + 3 * " conv relu drop conv relu"
+                           + 2 * (" conv relu drop conv conv relu" + 2 * " conv relu drop conv relu")
+                           + " mean flat line"),
     ],
 )  # fmt: skip
 def test_layers_come_in_the_paper_s_order(name: str, layers: str) -> None:
@@ -126,10 +150,10 @@ def test_layers_come_in_the_paper_s_order(name: str, layers: str) -> None:
     assert found == layers.split()
 
 
-@pytest.mark.parametrize("name", [*BLOCKS, "resnet18"])
+@pytest.mark.parametrize("name", [*BLOCKS, "resnet18", "cifar-resnet20"])
 def test_residual_blocks_halve_the_map_from_the_second_width_on(name: str) -> None:
     network = build(name)
-    counts = BLOCKS.get(name, (2, 2, 2, 2))
+    counts = {**BLOCKS, "resnet18": (2, 2, 2, 2), "cifar-resnet20": (3, 3, 3)}[name]
     blocks = [module for module in network.modules() if type(module).__name__ == "BasicBlock"]
     assert len(blocks) == sum(counts)
     changes = [block.shortcut[0].stride for block in blocks if len(block.shortcut)]
@@ -142,7 +166,7 @@ def test_a_global_pool_takes_images_of_any_size(name: str, side: int) -> None:
     for channels in (1, 2, 3):
         network = build(name, (channels, side, side), batch_norm=True)
         assert network(torch.rand(2, channels, side, side, device="meta")).shape == (2, 10)
-        assert linears(network) == [(512, 10)]
+        assert linears(network) == [(64 if name == "cifar-resnet20" else 512, 10)]
 
 
 @torch.no_grad()
@@ -165,7 +189,7 @@ def test_activations_keep_their_size_from_the_start(name: str, batch_norm: bool)
         if isinstance(module, nn.ReLU):
             module.register_forward_hook(lambda module, inputs, output: sizes.append(float(output.square().mean())))
     network(torch.randn(8, *CIFAR))
-    assert len(sizes) == {"vgg11-gap": 8, "resnet18": 17}[name]
+    assert len(sizes) == {"vgg8": 7, "vgg11-gap": 8, "vgg16-gap": 13, "resnet18": 17, "cifar-resnet20": 19}[name]
     assert all(size > 1e-3 for size in sizes) and sizes[-1] < 1e3
 
 

@@ -116,10 +116,17 @@ def train(method: str | None, optimiser: str, folder: Path, **options: Any) -> t
         for neuron in neurons:
             neuron.threshold.requires_grad_(rule.learns_thresholds)
             neuron.leak.requires_grad_(rule.learns_leaks)
-    settings |= {"batches": batches, "seed": 3} | options
-    optimisation = Optimisation(optimiser, "cosine", 0.01, 0.9, 1e-3, EPOCHS)
+    settings = (
+        {
+            "optimisation": Optimisation(optimiser, "cosine", 0.01, 0.9, 1e-3, EPOCHS),
+            "batches": batches,
+            "seed": 3,
+        }
+        | settings
+        | options
+    )
     folder.mkdir(exist_ok=True)
-    history = fit(Fabric(accelerator="cpu", devices=1), model, optimisation=optimisation, folder=folder, **settings)
+    history = fit(Fabric(accelerator="cpu", devices=1), model, folder=folder, **settings)
     return model, history
 
 
@@ -128,28 +135,37 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return all(name == twin and torch.equal(mine, theirs) for (name, mine), (twin, theirs) in pairs)
 
 
+SHORT = Optimisation("nesterov", "one-cycle", 0.1, 0.9, 1e-3, EPOCHS, decay_biases=False, average_decay=0.9)
+
+
 @pytest.mark.parametrize(
-    ("method", "optimiser"),
-    [(None, "adam"), ("stdb", "adam"), ("stop-wtl", "sgd"), ("sltt", "adamw")],
+    ("method", "optimiser", "options"),
+    [
+        (None, "adam", {}),
+        (None, "nesterov", {"optimisation": SHORT, "rule": BackPropagation(label_smoothing=0.1)}),
+        ("stdb", "adam", {}),
+        ("stop-wtl", "sgd", {}),
+        ("sltt", "adamw", {}),
+    ],
 )
 def test_a_training_that_stops_after_any_batch_ends_the_same(
-    method: str | None, optimiser: str, tmp_path: Path
+    method: str | None, optimiser: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """After one of them, or after every one; metrics too, of which some are of the first batch, some sums over all."""
-    whole, history = train(method, optimiser, tmp_path / "whole")
+    whole, history = train(method, optimiser, tmp_path / "whole", **options)
     assert {row["metric"] for row in history} >= {"loss", "accuracy", "learning-rate", "peak-live-bytes"}
     for questions in (3, BATCHES, 2 * BATCHES):
         folder = tmp_path / str(questions)
         with pytest.raises(OutOfTimeError):
-            train(method, optimiser, folder, time_is_up=Clock(questions))
+            train(method, optimiser, folder, time_is_up=Clock(questions), **options)
         torch.rand(7)  # what others draw in between plays no part
-        resumed, resumed_history = train(method, optimiser, folder)
+        resumed, resumed_history = train(method, optimiser, folder, **options)
         assert same_weights(resumed, whole)
         assert resumed_history == history
     stops = []
     while True:
         try:
-            resumed, resumed_history = train(method, optimiser, tmp_path / "every", time_is_up=Clock(1))
+            resumed, resumed_history = train(method, optimiser, tmp_path / "every", time_is_up=Clock(1), **options)
             break
         except OutOfTimeError as stop:
             stops.append(str(stop))

@@ -133,4 +133,5 @@ def list_command(registry: str | None) -> None:
     entries = getattr(importlib.import_module(module), attribute)
     width = max(map(len, entries))
     for name, entry in entries.items():
-        click.echo(f"{name:<{width}}  {entry.summary}")
+        training = f"; train-ann: {entry.training}" if registry == "datasets" else ""
+        click.echo(f"{name:<{width}}  {entry.summary}{training}")

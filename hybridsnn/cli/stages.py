@@ -98,18 +98,23 @@ def _common_type(fields: Iterable[FieldInfo]) -> click.ParamType:
     return first
 
 
-def _setting(name: str, fields: Sequence[FieldInfo], section: str = Setting.section, chooser: str = "") -> Setting:
+def _setting(
+    name: str, fields: Sequence[FieldInfo], section: str = Setting.section, chooser: str = "", follows: str = ""
+) -> Setting:
     """The option for one setting, or for the option of this name that several choices have.
 
     Args:
         chooser: the setting that says whose option it is; empty for a setting that is always there.
+        follows: the setting from which its default follows, if it does.
     """
     kebab, typed = name.replace("_", "-"), _common_type(fields)
     defaults = [field.get_default(call_default_factory=True) for field in fields]
     default, required = defaults[0], PydanticUndefined in defaults
     shown: bool | str = default not in (PydanticUndefined, None, "", (), {})
     if any(other != default for other in defaults):
-        default, shown = None, f"depends on --{chooser}"
+        follows = chooser
+    if follows:
+        default, shown = None, f"depends on --{follows}"
     flag = isinstance(typed, click.types.BoolParamType)
     setting = Setting(
         [f"--{kebab}/--no-{kebab}" if flag else f"--{kebab}", name],
@@ -125,7 +130,9 @@ def _setting(name: str, fields: Sequence[FieldInfo], section: str = Setting.sect
 
 def _settings(config: type[StageConfig]) -> list[Setting]:
     """All settings of a stage, and then the options of what can be chosen, together where they belong to the same."""
-    settings = [_setting(name, [field]) for name, field in config.model_fields.items()]
+    settings = [
+        _setting(name, [field], follows=config.follows.get(name, "")) for name, field in config.model_fields.items()
+    ]
     everything = {choice for fields in config.options().values() for choice in fields}
     options = []
     for name, fields in config.options().items():

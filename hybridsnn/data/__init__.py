@@ -3,6 +3,7 @@
 from hybridsnn.data.augmentation import AUGMENTATIONS, Augmentation
 from hybridsnn.data.batches import Batches
 from hybridsnn.data.datasets import DATASETS, DataSet, default_folder, load
+from hybridsnn.data.defaults import TrainingDefaults
 from hybridsnn.data.events import BINNINGS, Binning, EventImages, Events
 from hybridsnn.data.images import FileImages, ImageData, Images, MemoryImages, held_on, image_data
 from hybridsnn.data.preprocessing import Preprocessing
@@ -26,6 +27,7 @@ __all__ = [
     "Images",
     "MemoryImages",
     "Preprocessing",
+    "TrainingDefaults",
     "default_folder",
     "held_on",
     "image_data",

@@ -67,7 +67,8 @@ class Batches:
         order = self.positions
         if self.seed is not None:
             order = order[torch.randperm(len(order), generator=_generator(self.seed, number, 0))]
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hybridsnn-batches")
+        # PyTorch gives each thread that calls it threads of its own; more of them than cores cost a third of an epoch.
+        pool = ThreadPoolExecutor(1, "hybridsnn-batches", initializer=torch.set_num_threads, initargs=(1,))
         try:
             pending: deque[Future[Batch]] = deque()
             for batch_number in range(start, len(self)):

@@ -9,6 +9,15 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from hybridsnn.data.defaults import (
+    CLOTHES,
+    DIGITS,
+    GREY_DIGITS,
+    LARGE_IMAGES,
+    RECORDINGS,
+    SMALL_IMAGES,
+    TrainingDefaults,
+)
 from hybridsnn.data.events import BINNINGS, Binning
 from hybridsnn.data.folders import LAYOUT, load_folder
 from hybridsnn.data.images import ImageData, Images, MemoryImages, image_data
@@ -55,6 +64,7 @@ class DataSet:
         read: reads the files.
         margin: stored size / size of the network's input. Above 1, evaluation crops the centre, augmentation any part.
         frames: default number of frames that a recording is binned to; None: the data are images, not events.
+        training: how `train-ann` trains on it by default.
     """
 
     name: str
@@ -66,6 +76,7 @@ class DataSet:
     read: Reader
     margin: float = 1.0
     frames: int | None = None
+    training: TrainingDefaults = DIGITS
 
     def preprocessing(self, data: ImageData) -> Preprocessing:
         """The preprocessing of `data`, loaded from this data set at any size."""
@@ -208,22 +219,23 @@ DATASETS: dict[str, DataSet] = {
         DataSet("digits", "1,797 grey digits, 8 x 8, 10 classes; comes with scikit-learn, needs no file",
                 8, GREY_HALF, GREY_HALF, "shift", _digits),
         DataSet("mnist", "70,000 grey digits, 28 x 28, 10 classes",
-                28, GREY_HALF, GREY_HALF, "affine", _published(MNIST)),
+                28, GREY_HALF, GREY_HALF, "affine", _published(MNIST), training=GREY_DIGITS),
         DataSet("fashion-mnist", "70,000 grey images of clothes, 28 x 28, 10 classes",
-                28, GREY_HALF, GREY_HALF, "crop-flip", _published(FASHION_MNIST)),
+                28, GREY_HALF, GREY_HALF, "crop-flip", _published(FASHION_MNIST), training=CLOTHES),
         DataSet("cifar10", "60,000 colour images, 32 x 32, 10 classes",
-                32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR10)),
+                32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR10), training=SMALL_IMAGES),
         DataSet("cifar100", "60,000 colour images, 32 x 32, 100 classes",
-                32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR100)),
+                32, COLOUR_HALF, COLOUR_HALF, "crop-flip", _published(CIFAR100), training=SMALL_IMAGES),
         DataSet("imagefolder", "your own images in train/<class>/* and test/<class>/* or val/<class>/*",
-                None, COLOUR_HALF, COLOUR_HALF, "crop-flip", _image_folder),
+                None, COLOUR_HALF, COLOUR_HALF, "crop-flip", _image_folder, training=SMALL_IMAGES),
         DataSet("imagenet", "ImageNet unpacked as train/<class>/* and val/<class>/*, resized to 256, cropped to 224",
-                224, IMAGENET_MEAN, IMAGENET_STD, "resized-crop-flip", _imagenet, margin=256 / 224),
+                224, IMAGENET_MEAN, IMAGENET_STD, "resized-crop-flip", _imagenet,
+                margin=256 / 224, training=LARGE_IMAGES),
         DataSet("nmnist", "70,000 digits, event camera, 34 x 34, 10 classes; through tonic",
-                34, NO_EVENTS, TWO_EVENTS, "shift", _recorded(NMNIST), frames=10),
+                34, NO_EVENTS, TWO_EVENTS, "shift", _recorded(NMNIST), frames=10, training=GREY_DIGITS),
         DataSet("dvs-gesture", "gestures of 29 people, event camera, 128 x 128, 11 classes; through tonic",
-                128, NO_EVENTS, FOUR_EVENTS, "shift", _recorded(DVS_GESTURE), frames=10),
+                128, NO_EVENTS, FOUR_EVENTS, "shift", _recorded(DVS_GESTURE), frames=10, training=RECORDINGS),
         DataSet("cifar10-dvs", "10,000 images, event camera, 128 x 128, 10 classes; through tonic",
-                128, NO_EVENTS, TWO_EVENTS, "crop-flip", _recorded(CIFAR10_DVS), frames=10),
+                128, NO_EVENTS, TWO_EVENTS, "crop-flip", _recorded(CIFAR10_DVS), frames=10, training=RECORDINGS),
     )
 }  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hybridsnn.batch import Batch
 from hybridsnn.checkpoint import SAVE_EVERY
 from hybridsnn.errors import ConfigError, OutOfTimeError
+from hybridsnn.learning.averaging import MovingAverage
 from hybridsnn.learning.optimisation import Optimisation, OwnRate
 from hybridsnn.learning.rules.base import LearningRule
 from hybridsnn.learning.training_state import (
@@ -85,7 +86,7 @@ def fit(
     time_is_up: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Train a model in place; it ends with the weights of the best validation accuracy, before training or after any
-    epoch; the last of equals.
+    epoch; the last of equals. Where a moving average is asked for, the weights measured and kept are the average.
 
     An interrupted or killed training resumes from the checkpoint in `folder`, which may lie within an epoch, and ends
     with the same weights and metrics. At least one batch is trained on before the next interruption.
@@ -129,13 +130,15 @@ def fit(
         say(f"resuming {place()}")
         model.load_state_dict(state.model)
         restore_optimiser(optimiser, state.optimiser)
+    average = MovingAverage(model, optimisation.average_decay, state.average)
     wrapped = at_precision(fabric, model) if isinstance(model, SpikingModel) else fabric.setup_module(model)
     wrapped_optimiser: Any = fabric.setup_optimizers(optimiser)
     if state.precision:
         fabric.strategy.precision.load_state_dict(state.precision)
 
     def save() -> None:
-        state.model, state.optimiser = model.state_dict(), optimiser_tensors(optimiser)
+        state.model, state.average = model.state_dict(), average.tensors
+        state.optimiser = optimiser_tensors(optimiser)
         state.precision = fabric.strategy.precision.state_dict()
         if fabric.is_global_zero:
             state.save(folder)
@@ -178,6 +181,7 @@ def fit(
             wrapped_optimiser.step()
             with torch.no_grad():
                 project()
+            average.update(epoch * length + state.batch + 1)
             sums["loss"] += loss * len(labels)
             sums["correct"] += (logits.argmax(1) == labels).sum()
             sums["images"] += len(labels)
@@ -210,8 +214,10 @@ def fit(
             state.record(0, start, model)
             say(_line(0, epochs, start))
     for epoch in range(state.epoch, epochs):
-        measured = {"train": train(epoch), **measure()}
-        state.record(epoch + 1, measured, model)
+        trained = train(epoch)
+        with average.in_place():
+            measured = {"train": trained, **measure()}
+            state.record(epoch + 1, measured, model)
         save()
         say(_line(epoch + 1, epochs, measured))
         if epoch + 1 < epochs and time_is_up():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybridsnn.checkpoint import load_checkpoint, save_checkpoint
 
 FILE = "checkpoint.safetensors"
-TENSORS = ("model", "optimiser", "best", "sums", "random")
+TENSORS = ("model", "average", "optimiser", "best", "sums", "random")
 VALUES = ("epoch", "batch", "precision", "peak_live_bytes", "best_accuracy", "best_epoch", "history")
 
 
@@ -23,6 +23,7 @@ class TrainingState:
         epoch: number of epochs completed, validation included.
         batch: number of batches completed in the epoch after those.
         model: the model's state dict.
+        average: the moving average of the weights, if there is one.
         optimiser: the state of each parameter by its place: `"<place>/<name>"`.
         precision: the state of loss scaling in mixed precision.
         sums: loss, correct answers and images summed over the completed batches of the current epoch.
@@ -36,6 +37,7 @@ class TrainingState:
     epoch: int = 0
     batch: int = 0
     model: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)

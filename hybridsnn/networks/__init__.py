@@ -9,8 +9,8 @@ from hybridsnn.activations import with_qcfs
 from hybridsnn.errors import ConfigError
 from hybridsnn.networks import external
 from hybridsnn.networks.lenet import DigitsNet, LeNet5
-from hybridsnn.networks.resnet import BLOCKS, GlobalPoolResNet, ResNet
-from hybridsnn.networks.vgg import GLOBAL_POOL_PLAN, PLANS, POOL, VGG, GlobalPoolVGG
+from hybridsnn.networks.resnet import BLOCKS, CIFAR_WIDTHS, WIDTHS, GlobalPoolResNet, ResNet
+from hybridsnn.networks.vgg import GLOBAL_POOL_PLANS, PLANS, POOL, VGG, GlobalPoolVGG
 from hybridsnn.registry import look_up
 
 
@@ -114,25 +114,38 @@ def _resnet(name: str) -> Network:
     return Network(f"hybrid paper: 3 convolutions, basic blocks {counts} of 64-128-256-512", build, 8)
 
 
-def _vgg11_gap(spec: NetworkSpec) -> nn.Module:
-    return GlobalPoolVGG(
-        _scaled(GLOBAL_POOL_PLAN, spec.width),
-        spec.input_shape,
-        spec.classes,
-        batch_norm=spec.batch_norm,
-        dropout=_or(spec.dropout, 0.0),
+def _global_pool_vgg(name: str, summary: str) -> Network:
+    plan = GLOBAL_POOL_PLANS[name]
+
+    def build(spec: NetworkSpec) -> nn.Module:
+        return GlobalPoolVGG(
+            _scaled(plan, spec.width),
+            spec.input_shape,
+            spec.classes,
+            batch_norm=spec.batch_norm,
+            dropout=_or(spec.dropout, 0.0),
+        )
+
+    layers = " ".join(map(str, plan))
+    return Network(
+        f"{summary}: convolutions {layers}, global average pool, one linear layer", build, 2 ** plan.count(POOL)
     )
 
 
-def _resnet18(spec: NetworkSpec) -> nn.Module:
-    return GlobalPoolResNet(
-        (2, 2, 2, 2),
-        spec.input_shape,
-        spec.classes,
-        width=spec.width,
-        batch_norm=spec.batch_norm,
-        dropout=_or(spec.dropout, 0.0),
-    )
+def _global_pool_resnet(summary: str, widths: Sequence[int], blocks: Sequence[int]) -> Network:
+    def build(spec: NetworkSpec) -> nn.Module:
+        return GlobalPoolResNet(
+            widths,
+            blocks,
+            spec.input_shape,
+            spec.classes,
+            width=spec.width,
+            batch_norm=spec.batch_norm,
+            dropout=_or(spec.dropout, 0.0),
+        )
+
+    shape = f"basic blocks {'-'.join(map(str, blocks))} of {'-'.join(map(str, widths))}"
+    return Network(f"{summary}: 1 convolution, {shape}, global average pool", build, 2 ** len(widths) // 2)
 
 
 def _small(kind: type[DigitsNet] | type[LeNet5], dropout: float) -> Callable[[NetworkSpec], nn.Module]:
@@ -153,12 +166,9 @@ NETWORKS: dict[str, Network] = {
     "lenet5": Network("LeNet-5 with average pools and ReLU", _small(LeNet5, 0.0), 12),
     **{name: _vgg(name, 1024 if name == "vgg11" else 4096) for name in PLANS},
     **{name: _resnet(name) for name in BLOCKS},
-    "vgg11-gap": Network(
-        "STOP paper: convolutions 64 / 128 / 256 256 / 512 512 / 512 512, global average pool, one linear layer",
-        _vgg11_gap,
-        2 ** GLOBAL_POOL_PLAN.count(POOL),
-    ),
-    "resnet18": Network(
-        "STOP paper: 1 convolution, basic blocks 2-2-2-2 of 64-128-256-512, global average pool", _resnet18, 8
-    ),
+    "vgg8": _global_pool_vgg("vgg8", "small enough to train in an hour on two cores"),
+    "vgg11-gap": _global_pool_vgg("vgg11-gap", "STOP paper"),
+    "vgg16-gap": _global_pool_vgg("vgg16-gap", "VGG-16 of the low-latency literature"),
+    "resnet18": _global_pool_resnet("STOP paper", WIDTHS, (2, 2, 2, 2)),
+    "cifar-resnet20": _global_pool_resnet("ResNet-20 of He et al. (--width 2: 32-64-128)", CIFAR_WIDTHS, (3, 3, 3)),
 }

@@ -1,4 +1,4 @@
-"""Networks of basic blocks: those of the hybrid paper (Rathi et al., ICLR 2020), and ResNet-18 for small images."""
+"""Networks of basic blocks: those of the hybrid paper (Rathi et al., ICLR 2020), and two of He et al. (CVPR 2016)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +13,7 @@ BLOCKS = {
     "resnet20": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
 }
+CIFAR_WIDTHS = (16, 32, 64)  # He et al., section 4.2
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int, batch_norm: bool) -> list[nn.Module]:
@@ -107,13 +108,18 @@ class ResNet(nn.Module):
 class GlobalPoolResNet(nn.Module):
     """One 3x3 convolution, basic blocks, a global average pool, one linear layer; made to be trained from scratch.
 
-    With two blocks for each width it is the ResNet-18 of small images (He et al., 2016, without the first pool).
+    With two blocks for each of `WIDTHS` it is the ResNet-18 of small images (without the first pool), with three for
+    each of `CIFAR_WIDTHS` the ResNet-20 of CIFAR-10. Shortcuts are 1x1 convolutions where the shape changes (option B).
 
-    Args: as for `ResNet`.
+    Args:
+        widths: channels of each stage.
+        blocks: how many for each of the widths.
+        input_shape, classes, width, batch_norm, dropout: as for `ResNet`; dropout within blocks only.
     """
 
     def __init__(
         self,
+        widths: Sequence[int],
         blocks: Sequence[int],
         input_shape: tuple[int, int, int],
         classes: int,
@@ -123,7 +129,7 @@ class GlobalPoolResNet(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        widths = [max(1, round(width * base)) for base in WIDTHS]
+        widths = [max(1, round(width * base)) for base in widths]
         self.stem = nn.Sequential(*convolution(input_shape[0], widths[0], 3, 1, batch_norm), nn.ReLU())
         self.stages = nn.Sequential(
             *(

@@ -1,4 +1,4 @@
-"""VGG networks with average pools: those of the hybrid paper (Rathi et al., ICLR 2020), and one with a global pool."""
+"""VGG networks with average pools: those of the hybrid paper (Rathi et al., ICLR 2020), and some with a global pool."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,12 @@ PLANS: dict[str, tuple[int | str, ...]] = {
     "vgg11": (64, POOL, 128, 256, POOL, 512, 512, POOL, 512, POOL, 512, 512),
     "vgg16": (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, 512, 512, 512, POOL, 512, 512, 512),
 }
-# Of the STOP paper. Its last 2x2 pool and the global one after it are one global pool here, the same for even maps.
-GLOBAL_POOL_PLAN: tuple[int | str, ...] = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512)
+# The last 2x2 pool of each and the global one after it are one global pool here, the same for even maps.
+GLOBAL_POOL_PLANS: dict[str, tuple[int | str, ...]] = {
+    "vgg8": (32, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512),
+    "vgg11-gap": (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512),  # of the STOP paper
+    "vgg16-gap": PLANS["vgg16"],
+}
 
 
 def feature_size(plan: Sequence[int | str], side: int) -> int:

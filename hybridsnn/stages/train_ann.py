@@ -1,7 +1,8 @@
 """`train-ann`: train an ANN."""
 
-from collections.abc import Iterable
-from typing import Annotated, cast
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -9,7 +10,7 @@ from torch import nn
 
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
-from hybridsnn.data import DataSpec
+from hybridsnn.data import DATASETS, DataSpec, TrainingDefaults
 from hybridsnn.evaluation.accuracy import ann_accuracy
 from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.learning import BackPropagation, seed_of
@@ -45,9 +46,21 @@ class TrainConfig(TrainingSettings, NetworkSettings):
 
     The test images are never used. An interrupted training resumes when the command is repeated, and ends with the
     same weights. With `--epochs 0` the network stays untrained, to be trained from scratch as a spiking network.
+    What is not set is chosen for the data set: see `hybridsnn list datasets`.
     """
 
+    follows: ClassVar[Mapping[str, str]] = {field.name: "dataset" for field in fields(TrainingDefaults)}
+
     epochs: int = Field(30, ge=0, description="Number of epochs; 0: leave untrained.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of each label that is spread over all classes in the loss."
+    )
+
+    @classmethod
+    def own_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        dataset = values.get("dataset", cls.model_fields["dataset"].default)
+        known = isinstance(dataset, str) and dataset in DATASETS  # else it will be refused
+        return asdict(DATASETS[dataset].training) | {"augmentation": DATASETS[dataset].augmentation} if known else {}
 
 
 def run(work: Work) -> None:
@@ -75,7 +88,7 @@ def run(work: Work) -> None:
         work,
         fabric,
         network,
-        BackPropagation(),
+        BackPropagation(label_smoothing=config.label_smoothing),
         config,
         images,
         seed=config.seed,

@@ -26,8 +26,16 @@ class TrainingSettings(StageConfig):
     batch_size: int = Field(64, gt=0, description="Batch size.")
     optimizer: Annotated[str, Choice(OPTIMISERS, "optimizer")] = Field("sgd", description="Optimiser.")
     learning_rate: float = Field(0.05, gt=0, description="Initial learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd and nesterov.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay (L2 penalty).")
+    decay_biases: bool = Field(True, description="Weight decay of biases and batch norms too.")
+    average_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay, per batch, of an exponential moving average of the weights, which is measured and kept in "
+        "their place; 0: none.",
+    )
     schedule: Annotated[str, Choice(SCHEDULES, "schedule")] = Field("cosine", description="Learning-rate schedule.")
     precision: Precision = Field("32-true", description=PRECISION)
 
@@ -76,6 +84,8 @@ def train(
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             epochs=settings.epochs,
+            decay_biases=settings.decay_biases,
+            average_decay=settings.average_decay,
         ),
         images.training(settings.batch_size, seed_of(seed, ORDER), augmentation),
         encode=encode,
