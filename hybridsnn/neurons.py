@@ -24,6 +24,11 @@ class TemporalModule(nn.Module):
     """A module that sees time: `forward(values [T, B, *N], state, surrogate) -> (values, state)`."""
 
 
+def along_channels(values: Tensor, samples: Tensor) -> Tensor:
+    """Values `[]`, `[channels]` or `[*N]`, shaped to broadcast to samples `[B, *N]`."""
+    return values.view(-1, *[1] * (samples.dim() - 2)) if values.dim() == 1 else values
+
+
 class SpikingNeuron(TemporalModule):
     """A layer of integrate-and-fire neurons with thresholds and leaks in its state dict.
 
@@ -32,6 +37,7 @@ class SpikingNeuron(TemporalModule):
             The leak is one per layer.
         reset: "soft" or "hard".
         initial_potential: initial membrane potential, as a fraction of the threshold.
+        potential_shape: of a buffer of initial potentials, as that of the thresholds; None: one number for the layer.
         kernel: how to run the scan, see `hybridsnn.kernels.neuron.KERNELS`.
 
     Raises:
@@ -44,6 +50,7 @@ class SpikingNeuron(TemporalModule):
         *,
         reset: str = "soft",
         initial_potential: float = 0.0,
+        potential_shape: tuple[int, ...] | None = None,
         kernel: str = "auto",
     ):
         super().__init__()
@@ -53,17 +60,22 @@ class SpikingNeuron(TemporalModule):
         self.threshold = nn.Parameter(torch.ones(shape), requires_grad=False)
         self.leak = nn.Parameter(torch.ones(()), requires_grad=False)
         self.reset = reset
-        self.initial_potential = initial_potential
+        self.initial_potential: float | Tensor
+        if potential_shape is None:
+            self.initial_potential = initial_potential
+        else:
+            self.register_buffer("initial_potential", torch.full(potential_shape, initial_potential))
         self.kernel = kernel
 
-    def initial_state(self, current: Tensor) -> NeuronState:
-        """The state before the first step, for currents `[T, B, *N]`."""
+    def initial_state(self, current: Tensor, threshold: Tensor | None = None) -> NeuronState:
+        """The state before the first step, for currents `[T, B, *N]`; with other thresholds, if they are given."""
         wide = current.dtype if current.dtype == torch.float64 else torch.float32
         sample = torch.zeros_like(current[0], dtype=wide)
-        threshold = self.threshold.detach().to(wide)
-        if threshold.dim() == 1:
-            threshold = threshold.view(-1, *[1] * (sample.dim() - 2))
-        membrane = sample + self.initial_potential * threshold
+        threshold = along_channels(self.threshold.detach() if threshold is None else threshold, sample).to(wide)
+        potential = self.initial_potential
+        if isinstance(potential, Tensor):
+            potential = along_channels(potential, sample).to(wide)
+        membrane = sample + potential * threshold
         never = torch.full((), NEVER, dtype=torch.int32, device=sample.device)
         return NeuronState(membrane, never.expand(sample.shape))
 
@@ -101,7 +113,9 @@ class SpikingNeuron(TemporalModule):
 
     def extra_repr(self) -> str:
         shape = tuple(self.threshold.shape)
-        return f"thresholds {shape}, reset={self.reset}, initial_potential={self.initial_potential}"
+        potential = self.initial_potential
+        told = f"of shape {tuple(potential.shape)}" if isinstance(potential, Tensor) else potential
+        return f"thresholds {shape}, reset={self.reset}, initial_potential={told}"
 
 
 class SharedDropout(TemporalModule):

@@ -4,11 +4,13 @@ from hybridsnn.conversion.balancers.activation_maximum import ActivationMaximum
 from hybridsnn.conversion.balancers.base import Balancer
 from hybridsnn.conversion.balancers.constant import Constant
 from hybridsnn.conversion.balancers.maximum_current import MaximumCurrent
+from hybridsnn.conversion.balancers.mean_squared_error import MeanSquaredError
 from hybridsnn.conversion.balancers.percentile import Percentile
 
 BALANCERS: dict[str, type[Balancer]] = {
     "max": MaximumCurrent,
     "activation-max": ActivationMaximum,
     "percentile": Percentile,
+    "mmse": MeanSquaredError,
     "constant": Constant,
 }

@@ -1,0 +1,149 @@
+"""Thresholds fitted to T, and corrections: against brute force, and as T grows."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_conversion import MEASURING, ZOO, calibration, chain, fit, readout
+from torch import Tensor, nn
+from toy_networks import SHAPE, encodable, exact, pictures, seeded
+
+from hybridsnn.conversion import BALANCERS, CORRECTIONS, Calibration, Correction, spiking_body
+from hybridsnn.conversion.balancers import calibration as calibrations
+from hybridsnn.conversion.balancers import mean_squared_error
+from hybridsnn.conversion.balancers import sweep as sweeps
+from hybridsnn.encoders import ENCODERS, Encoder
+from hybridsnn.model import SpikingModel
+
+SETS: dict[str, list[Correction]] = {
+    **{name: [entry()] for name, entry in CORRECTIONS.items()},
+    "potential per neuron": [CORRECTIONS["potential"](per="neuron")],
+    "both": [entry() for entry in CORRECTIONS.values()],
+}
+
+
+def body_for(network: nn.Module, corrections: list[Correction], **options: Any) -> torch.fx.GraphModule:
+    potentials = next((found for each in corrections if (found := each.potentials)), None)
+    biases = any(each.biases for each in corrections)
+    return spiking_body(network, SHAPE, biases=biases, potentials=potentials, initial_potential=0.5, **options)
+
+
+@torch.no_grad()
+def errors(network: nn.Sequential, body: torch.fx.GraphModule, chosen: Calibration) -> list[float]:
+    """The mean squared error of each layer, in units of the ANN, from a plain simulation."""
+    rates: dict[str, Tensor] = {}
+    model = SpikingModel(body, chosen.encoder).eval()
+    frames = chosen.encoder(chosen.images, chosen.indices, chosen.timesteps, seed=chosen.seed)
+    model(frames, observe=lambda name, spikes: rates.__setitem__(name, spikes.mean(0)))
+    found, unit, value = [], torch.tensor(chosen.encoder.scale), chosen.images
+    thresholds = {name: neuron.threshold for name, neuron in model.neurons.items()}
+    for name, layer in network.named_children():
+        value = layer(value)
+        if isinstance(layer, nn.ReLU):
+            threshold = thresholds[name].view(-1, *[1] * (value.dim() - 2)) if thresholds[name].dim() else thresholds[name]
+            found.append(float((rates[name] * threshold * unit - value).square().mean()))
+            unit = unit * thresholds[name].max()
+    return found
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@pytest.mark.parametrize("timesteps", [1, 3])
+@torch.no_grad()
+def test_mmse_is_the_search_over_candidates(timesteps: int, granularity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the units of the ANN: neurons send their amplitude, an amplitude for each layer or channel."""
+    network = exact(seeded(chain(bias=True))).double()
+    images = pictures(6).double()
+    chosen = calibration(images, timesteps=timesteps)
+    body = spiking_body(network, SHAPE, granularity=granularity, initial_potential=0.5).double()
+    found = BALANCERS["mmse"]().balance(body, chosen)
+
+    def simulate(frames: list[Tensor], amplitude: Tensor) -> list[Tensor]:
+        shaped = amplitude.view(-1, *[1] * (frames[0].dim() - 2)) if amplitude.dim() else amplitude
+        membrane, sent = shaped / 2 + torch.zeros_like(frames[0]), []
+        for frame in frames:
+            membrane = membrane + frame
+            spikes = (membrane >= shaped).double() * shaped
+            membrane = membrane - spikes
+            sent.append(spikes)
+        return sent
+
+    values, frames, unit, place = images, [images] * timesteps, 1.0, 0
+    for layer in network:
+        values, frames = layer(values), [frame if isinstance(layer, nn.ReLU) else layer(frame) for frame in frames]
+        if not isinstance(layer, nn.ReLU):
+            continue
+        groups = [slice(c, c + 1) for c in range(values.shape[1])] if granularity == "channel" else [slice(None)]
+        chosen_amplitudes = []
+        for group in groups:
+            target = values[:, group]
+
+            def error(amplitude: float, target: Tensor = target, group: slice = group) -> float:
+                sent = simulate([frame[:, group] for frame in frames], torch.tensor(amplitude, dtype=torch.float64))
+                return float((sum(sent) / timesteps - target).square().sum())
+
+            peak, spacing = float(target.max()), 0.9 / 39
+            coarse = min((peak * (0.1 + k * spacing) for k in range(40)), key=error)
+            chosen_amplitudes.append(min((coarse + peak * spacing * k / 4 for k in range(-3, 4)), key=error))
+        amplitude = torch.tensor(chosen_amplitudes, dtype=torch.float64)
+        amplitude = torch.where(amplitude > 0, amplitude, unit)
+        name, threshold = list(found.items())[place]
+        expected = amplitude / unit if granularity == "channel" else amplitude[0] / unit
+        torch.testing.assert_close(threshold, expected, rtol=1e-9, atol=0, msg=f"{name}: {threshold} {expected}")
+        frames = simulate(frames, amplitude if granularity == "channel" else amplitude[0])
+        unit, place = float(amplitude.max()), place + 1
+    assert place == 3
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@pytest.mark.parametrize("corrections", SETS)
+@pytest.mark.parametrize("balancer", ["max", "mmse"])
+def test_corrections_lower_the_error(balancer: str, corrections: str, granularity: str) -> None:
+    """Of the first layer, whose currents are the same with and without; and of the last by no more than a trifle."""
+    network = seeded(chain())
+    chosen = calibration(pictures(32), timesteps=4)
+    bodies = [body_for(network, given, granularity=granularity) for given in ([], SETS[corrections])]
+    names = [set(body.state_dict()) for body in bodies]
+    for body, given in zip(bodies, ([], SETS[corrections]), strict=True):
+        BALANCERS[balancer]().balance(body, chosen, given)
+    plain, corrected = (errors(network, body, chosen) for body in bodies)
+    assert corrected[0] < plain[0] and sum(corrected) < sum(plain)
+    assert names[0] < names[1] and [set(body.state_dict()) for body in bodies] == names
+
+
+@pytest.mark.parametrize("corrections", ["none", *SETS])
+@pytest.mark.parametrize("balancer", MEASURING)
+def test_the_error_falls_like_one_over_t(balancer: str, corrections: str) -> None:
+    """On networks in turn; eight times the steps leave at most a quarter of the error."""
+    given = SETS.get(corrections, [])
+    turn = MEASURING.index(balancer) * (len(SETS) + 1) + ["none", *SETS].index(corrections)
+    network = seeded(ZOO[list(ZOO)[turn % len(ZOO)]]())
+    images, rests = pictures(6), {}
+    options = {"percentile": 100.0} if balancer == "percentile" else {}
+    for timesteps in (16, 128):
+        body = body_for(network, given)
+        BALANCERS[balancer](**options).balance(body, calibration(images, timesteps=timesteps), given)
+        _, rests[timesteps] = fit(readout(body, Encoder("direct"), images, timesteps), network(images).detach())
+    assert rests[128] < 0.03 and rests[128] < rests[16] / 4, rests
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("balancer", ["max", "mmse"])
+def test_corrections_do_not_depend_on_order_or_batches(
+    balancer: str, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = seeded(chain()).double()
+    images, order = encodable(encoder, 7, 8).double(), torch.tensor([3, 6, 0, 1, 5, 2, 4])
+    whole = calibration(images, encoder, timesteps=4)
+    shuffled = replace(whole, images=images[order], indices=order)
+    found = []
+    for chosen, frames, room in ((whole, 8, 2**30), (shuffled, 16, 0), (shuffled, 10**6, 20000)):
+        monkeypatch.setattr(calibrations, "FRAMES", frames)
+        monkeypatch.setattr(sweeps, "CURRENTS", room)
+        body = body_for(network, SETS["both"]).double()
+        BALANCERS[balancer]().balance(body, chosen, SETS["both"])
+        found.append(copy.deepcopy(body.state_dict()))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-12)
