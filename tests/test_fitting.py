@@ -12,10 +12,10 @@ from toy_networks import SHAPE, encodable, exact, pictures, seeded
 
 from hybridsnn.conversion import BALANCERS, CORRECTIONS, Calibration, Correction, spiking_body
 from hybridsnn.conversion.balancers import calibration as calibrations
-from hybridsnn.conversion.balancers import mean_squared_error
 from hybridsnn.conversion.balancers import sweep as sweeps
 from hybridsnn.encoders import ENCODERS, Encoder
 from hybridsnn.model import SpikingModel
+from hybridsnn.neurons import along_channels
 
 SETS: dict[str, list[Correction]] = {
     **{name: [entry()] for name, entry in CORRECTIONS.items()},
@@ -42,7 +42,7 @@ def errors(network: nn.Sequential, body: torch.fx.GraphModule, chosen: Calibrati
     for name, layer in network.named_children():
         value = layer(value)
         if isinstance(layer, nn.ReLU):
-            threshold = thresholds[name].view(-1, *[1] * (value.dim() - 2)) if thresholds[name].dim() else thresholds[name]
+            threshold = along_channels(thresholds[name], value)
             found.append(float((rates[name] * threshold * unit - value).square().mean()))
             unit = unit * thresholds[name].max()
     return found
@@ -79,8 +79,10 @@ def test_mmse_is_the_search_over_candidates(timesteps: int, granularity: str, mo
         for group in groups:
             target = values[:, group]
 
-            def error(amplitude: float, target: Tensor = target, group: slice = group) -> float:
-                sent = simulate([frame[:, group] for frame in frames], torch.tensor(amplitude, dtype=torch.float64))
+            seen = [frame[:, group] for frame in frames]
+
+            def error(amplitude: float, target: Tensor = target, seen: list[Tensor] = seen) -> float:
+                sent = simulate(seen, torch.tensor(amplitude, dtype=torch.float64))
                 return float((sum(sent) / timesteps - target).square().sum())
 
             peak, spacing = float(target.max()), 0.9 / 39

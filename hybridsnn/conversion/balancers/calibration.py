@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import Tensor
 
 from hybridsnn.encoders import ENCODERS, Encoder
 
@@ -20,8 +20,6 @@ class Calibration:
         encoder: of the spiking network.
         seed: of random spikes.
         timesteps: number of time steps T that the network will run for; what is fitted is fitted to it.
-        judge: called with a name and a spiking body of a network like this one; gives its accuracy on validation
-            images after T steps. None: nothing can be tried out.
         advance: called with a layer's name when its threshold is known.
     """
 
@@ -31,7 +29,6 @@ class Calibration:
     seed: int = 0
     advance: Callable[[str], None] = lambda name: None
     timesteps: int = 16
-    judge: Callable[[str, fx.GraphModule], float] | None = None
 
     def batches(self, timesteps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and indices, as many at a time as can be run for so many steps at once."""

@@ -1,7 +1,7 @@
 """What every correction is, and the search that those that shift a layer's membrane have in common."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,7 +27,7 @@ class Correction(Options):
     biases: ClassVar[bool] = False
 
     @property
-    def potentials(self) -> str | None:
+    def potentials(self) -> Literal["channel", "neuron"] | None:
         return None
 
     @abstractmethod

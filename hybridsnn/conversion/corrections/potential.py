@@ -19,7 +19,7 @@ class Potential(Shift):
     per: Literal["channel", "neuron"] = Field("channel", description="One initial potential for each of them.")
 
     @property
-    def potentials(self) -> str | None:
+    def potentials(self) -> Literal["channel", "neuron"] | None:
         return self.per
 
     def correct(self, layer: "Layer") -> None:
