@@ -34,6 +34,8 @@ from hybridsnn.networks import NETWORKS, NetworkSpec
 from hybridsnn.neurons import RESETS
 
 MEASURING = [name for name, balancer in BALANCERS.items() if issubclass(balancer, MeasuringBalancer)]
+# The thresholds of "ltb" stay below the largest activations, whatever T is.
+CONVERGING = [name for name in MEASURING if name != "ltb"]
 
 
 def chain(bias: bool = False) -> nn.Sequential:
@@ -180,8 +182,8 @@ def test_with_time_a_spiking_network_becomes_its_original(network: str) -> None:
     original = seeded(ZOO[network]())
     place = list(ZOO).index(network)
     for turn, granularity in enumerate(GRANULARITIES):
-        balancer = MEASURING[(place + turn) % len(MEASURING)]
-        scale = (1.0, 2.5)[(place // len(MEASURING) + turn) % 2]
+        balancer = CONVERGING[(place + turn) % len(CONVERGING)]
+        scale = (1.0, 2.5)[(place // len(CONVERGING) + turn) % 2]
         images = pictures(6) * scale
         body = spiking_body(original, SHAPE, granularity=granularity)
         chosen = calibration(images, scale=scale, timesteps=256)
@@ -194,7 +196,7 @@ def test_with_time_a_spiking_network_becomes_its_original(network: str) -> None:
 
 
 @pytest.mark.parametrize("threshold_scale", [1.0, 2.0])
-@pytest.mark.parametrize("balancer", MEASURING)
+@pytest.mark.parametrize("balancer", CONVERGING)
 def test_a_chain_s_readout_is_the_logits_over_all_thresholds(balancer: str, threshold_scale: float) -> None:
     original = seeded(chain(bias=True))
     images = pictures(6) * 1.5
@@ -206,7 +208,7 @@ def test_a_chain_s_readout_is_the_logits_over_all_thresholds(balancer: str, thre
     assert factor * product == pytest.approx(1, rel=0.03) and rest < 0.04
 
 
-@pytest.mark.parametrize("balancer", MEASURING)
+@pytest.mark.parametrize("balancer", CONVERGING)
 def test_random_spikes_find_the_logits_too(balancer: str) -> None:
     original = seeded(ZOO["residual"]())
     images = pictures(6)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_conversion import MEASURING, ZOO, calibration, chain, fit, readout
+from test_conversion import CONVERGING, ZOO, activations_of, calibration, chain, fit, readout
 from torch import Tensor, nn
 from toy_networks import SHAPE, encodable, exact, pictures, seeded
 
@@ -24,10 +24,13 @@ SETS: dict[str, list[Correction]] = {
 }
 
 
-def body_for(network: nn.Module, corrections: list[Correction], **options: Any) -> torch.fx.GraphModule:
+def body_for(
+    network: nn.Module, corrections: list[Correction], initial_potential: float = 0.5, **options: Any
+) -> torch.fx.GraphModule:
     potentials = next((found for each in corrections if (found := each.potentials)), None)
     biases = any(each.biases for each in corrections)
-    return spiking_body(network, SHAPE, biases=biases, potentials=potentials, initial_potential=0.5, **options)
+    options |= {"biases": biases, "potentials": potentials, "initial_potential": initial_potential}
+    return spiking_body(network, SHAPE, **options)
 
 
 @torch.no_grad()
@@ -102,10 +105,10 @@ def test_mmse_is_the_search_over_candidates(timesteps: int, granularity: str, mo
 @pytest.mark.parametrize("corrections", SETS)
 @pytest.mark.parametrize("balancer", ["max", "mmse"])
 def test_corrections_lower_the_error(balancer: str, corrections: str, granularity: str) -> None:
-    """Of the first layer, whose currents are the same with and without; and of the last by no more than a trifle."""
+    """Where neurons that start from 0 round down; in the first layer, whose currents are equal, and in all together."""
     network = seeded(chain())
     chosen = calibration(pictures(32), timesteps=4)
-    bodies = [body_for(network, given, granularity=granularity) for given in ([], SETS[corrections])]
+    bodies = [body_for(network, given, 0.0, granularity=granularity) for given in ([], SETS[corrections])]
     names = [set(body.state_dict()) for body in bodies]
     for body, given in zip(bodies, ([], SETS[corrections]), strict=True):
         BALANCERS[balancer]().balance(body, chosen, given)
@@ -115,11 +118,11 @@ def test_corrections_lower_the_error(balancer: str, corrections: str, granularit
 
 
 @pytest.mark.parametrize("corrections", ["none", *SETS])
-@pytest.mark.parametrize("balancer", MEASURING)
+@pytest.mark.parametrize("balancer", CONVERGING)
 def test_the_error_falls_like_one_over_t(balancer: str, corrections: str) -> None:
     """On networks in turn; eight times the steps leave at most a quarter of the error."""
     given = SETS.get(corrections, [])
-    turn = MEASURING.index(balancer) * (len(SETS) + 1) + ["none", *SETS].index(corrections)
+    turn = CONVERGING.index(balancer) * (len(SETS) + 1) + ["none", *SETS].index(corrections)
     network = seeded(ZOO[list(ZOO)[turn % len(ZOO)]]())
     images, rests = pictures(6), {}
     options = {"percentile": 100.0} if balancer == "percentile" else {}
@@ -127,7 +130,7 @@ def test_the_error_falls_like_one_over_t(balancer: str, corrections: str) -> Non
         body = body_for(network, given)
         BALANCERS[balancer](**options).balance(body, calibration(images, timesteps=timesteps), given)
         _, rests[timesteps] = fit(readout(body, Encoder("direct"), images, timesteps), network(images).detach())
-    assert rests[128] < 0.03 and rests[128] < rests[16] / 4, rests
+    assert rests[128] < 0.07 and rests[128] < rests[16] / 4, rests
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -149,3 +152,47 @@ def test_corrections_do_not_depend_on_order_or_batches(
     for other in found[1:]:
         for name, value in found[0].items():
             torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@torch.no_grad()
+def test_ltb_in_plain_words(granularity: str) -> None:
+    network = seeded(chain(bias=True)).double()
+    images = pictures(5).double()
+    body = spiking_body(network, SHAPE, granularity=granularity).double()
+    found = list(BALANCERS["ltb"](passes=4).balance(body, calibration(images)).values())
+    amplitudes: list[Any] = [0.0, 0.0, 0.0]
+    for turn in range(4):
+        values, place, raised = images, 0, []
+        for layer in network:
+            values = layer(values)
+            if isinstance(layer, nn.ReLU):
+                above = (values - amplitudes[place]).clamp(min=0)
+                axes = [axis for axis in range(values.dim()) if axis != 1 or granularity == "layer"]
+                raised.append(amplitudes[place] + 2 * above.mean(axes, keepdim=True))
+                values = torch.minimum(values, amplitudes[place]) if turn else values
+                place += 1
+        amplitudes = raised
+    unit = 1.0
+    for threshold, amplitude in zip(found, amplitudes, strict=True):
+        expected = torch.where(amplitude > 0, amplitude / unit, 1.0).flatten()
+        torch.testing.assert_close(threshold.flatten(), expected, rtol=1e-9, atol=0)
+        unit *= float(expected.max())
+
+
+@pytest.mark.parametrize("timesteps", [1, 4])
+@torch.no_grad()
+def test_lloyd_is_the_best_staircase(timesteps: int) -> None:
+    """Of the first layer, to the width of a bin; no threshold of a fine grid has a smaller error."""
+    network = seeded(chain()).double()
+    images = pictures(8).double()
+    body = spiking_body(network, SHAPE, initial_potential=0.5).double()
+    found = float(BALANCERS["lloyd"]().balance(body, calibration(images, timesteps=timesteps))["1"])
+    activation = torch.from_numpy(activations_of(network, images)[0])
+
+    def error(threshold: float) -> float:
+        rate = (activation * timesteps / threshold + 0.5).floor().clamp(0, timesteps) / timesteps
+        return float((threshold * rate - activation).square().mean())
+
+    peak = float(activation.max())
+    assert error(found) < 1.001 * min(error(peak * share / 500) for share in range(20, 501))

@@ -4,6 +4,7 @@ from hybridsnn.conversion.balancers.activation_maximum import ActivationMaximum
 from hybridsnn.conversion.balancers.base import Balancer
 from hybridsnn.conversion.balancers.constant import Constant
 from hybridsnn.conversion.balancers.lloyd import Lloyd
+from hybridsnn.conversion.balancers.local_threshold import LocalThreshold
 from hybridsnn.conversion.balancers.maximum_current import MaximumCurrent
 from hybridsnn.conversion.balancers.mean_squared_error import MeanSquaredError
 from hybridsnn.conversion.balancers.percentile import Percentile
@@ -14,5 +15,6 @@ BALANCERS: dict[str, type[Balancer]] = {
     "percentile": Percentile,
     "mmse": MeanSquaredError,
     "lloyd": Lloyd,
+    "ltb": LocalThreshold,
     "constant": Constant,
 }
