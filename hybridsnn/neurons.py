@@ -24,6 +24,11 @@ class TemporalModule(nn.Module):
     """A module that sees time: `forward(values [T, B, *N], state, surrogate) -> (values, state)`."""
 
 
+def along_channels(values: Tensor, samples: Tensor) -> Tensor:
+    """Values `[]`, `[channels]` or `[*N]`, shaped to broadcast to samples `[B, *N]`."""
+    return values.view(-1, *[1] * (samples.dim() - 2)) if values.dim() == 1 else values
+
+
 class SpikingNeuron(TemporalModule):
     """A layer of integrate-and-fire neurons with thresholds and leaks in its state dict.
 
@@ -32,6 +37,7 @@ class SpikingNeuron(TemporalModule):
             The leak is one per layer.
         reset: "soft" or "hard".
         initial_potential: initial membrane potential, as a fraction of the threshold.
+        potential_shape: of a buffer of initial potentials, as that of the thresholds; None: one number for the layer.
         kernel: how to run the scan, see `hybridsnn.kernels.neuron.KERNELS`.
 
     Raises:
@@ -44,6 +50,7 @@ class SpikingNeuron(TemporalModule):
         *,
         reset: str = "soft",
         initial_potential: float = 0.0,
+        potential_shape: tuple[int, ...] | None = None,
         kernel: str = "auto",
     ):
         super().__init__()
@@ -53,20 +60,31 @@ class SpikingNeuron(TemporalModule):
         self.threshold = nn.Parameter(torch.ones(shape), requires_grad=False)
         self.leak = nn.Parameter(torch.ones(()), requires_grad=False)
         self.reset = reset
-        self.initial_potential = initial_potential
+        self.initial_potential: float | Tensor
+        if potential_shape is None:
+            self.initial_potential = initial_potential
+        else:
+            self.register_buffer("initial_potential", torch.full(potential_shape, initial_potential))
         self.kernel = kernel
 
-    def initial_state(self, current: Tensor, surrogate: Surrogate | None = None) -> NeuronState:
-        """The state before the first step, for currents `[T, B, *N]`; the surrogate says since when nothing fired."""
+    def initial_state(
+        self, current: Tensor, surrogate: Surrogate | None = None, *, threshold: Tensor | None = None
+    ) -> NeuronState:
+        """The state before the first step, for currents `[T, B, *N]`.
+
+        Args:
+            surrogate: says how long ago neurons that have not fired count as having fired; None: `NEVER`.
+            threshold: a scalar, `[channels]` or `[*N]`, in the place of the neurons' own.
+        """
         wide = current.dtype if current.dtype == torch.float64 else torch.float32
-        threshold = self.threshold.detach().to(wide)
-        if threshold.dim() == 1:
-            threshold = threshold.view(-1, *[1] * (current.dim() - 3))
-        membrane = (self.initial_potential * threshold).expand(current.shape[1:])
-        never = torch.full(
-            (), NEVER if surrogate is None else surrogate.never, dtype=torch.int32, device=current.device
-        )
-        return NeuronState(membrane, never.expand(current.shape[1:]))
+        level = along_channels(self.threshold.detach() if threshold is None else threshold, current[0]).to(wide)
+        potential = self.initial_potential
+        if isinstance(potential, Tensor):
+            potential = along_channels(potential, current[0]).to(wide)
+        membrane = (potential * level).expand(current.shape[1:])
+        never = NEVER if surrogate is None else surrogate.never
+        since_spike = torch.full((), never, dtype=torch.int32, device=current.device)
+        return NeuronState(membrane, since_spike.expand(current.shape[1:]))
 
     def forward(
         self,
@@ -102,7 +120,9 @@ class SpikingNeuron(TemporalModule):
 
     def extra_repr(self) -> str:
         shape = tuple(self.threshold.shape)
-        return f"thresholds {shape}, reset={self.reset}, initial_potential={self.initial_potential}"
+        potential = self.initial_potential
+        told = f"of shape {tuple(potential.shape)}" if isinstance(potential, Tensor) else potential
+        return f"thresholds {shape}, reset={self.reset}, initial_potential={told}"
 
 
 class SharedDropout(TemporalModule):

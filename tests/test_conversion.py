@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from hybridsnn.conversion import (
     MAX_POOL_CHOICES,
     Calibration,
     Constant,
+    FittedBalancer,
     MeasuringBalancer,
     apply_thresholds,
     spiking_body,
 )
 from hybridsnn.conversion.balancers import calibration as calibrations
-from hybridsnn.conversion.balancers import maximum_current
+from hybridsnn.conversion.balancers import sweep as sweeps
 from hybridsnn.conversion.preparation import prepare
 from hybridsnn.encoders import ENCODERS, Encoder
 from hybridsnn.errors import ConfigError, ConversionError
@@ -32,6 +34,8 @@ from hybridsnn.networks import NETWORKS, NetworkSpec
 from hybridsnn.neurons import RESETS
 
 MEASURING = [name for name, balancer in BALANCERS.items() if issubclass(balancer, MeasuringBalancer)]
+# The thresholds of "ltb" stay below the largest activations, whatever T is.
+CONVERGING = [name for name in MEASURING if name != "ltb"]
 
 
 def chain(bias: bool = False) -> nn.Sequential:
@@ -131,8 +135,10 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def calibration(images: Tensor, encoder: str = "direct", scale: float = 1.0, seed: int = 0) -> Calibration:
-    return Calibration(images, torch.arange(len(images)), Encoder(encoder, scale), seed)
+def calibration(
+    images: Tensor, encoder: str = "direct", scale: float = 1.0, seed: int = 0, timesteps: int = 16
+) -> Calibration:
+    return Calibration(images, torch.arange(len(images)), Encoder(encoder, scale), seed, timesteps=timesteps)
 
 
 def balance(
@@ -176,11 +182,11 @@ def test_with_time_a_spiking_network_becomes_its_original(network: str) -> None:
     original = seeded(ZOO[network]())
     place = list(ZOO).index(network)
     for turn, granularity in enumerate(GRANULARITIES):
-        balancer = MEASURING[(place + turn) % len(MEASURING)]
-        scale = (1.0, 2.5)[(place // len(MEASURING) + turn) % 2]
+        balancer = CONVERGING[(place + turn) % len(CONVERGING)]
+        scale = (1.0, 2.5)[(place // len(CONVERGING) + turn) % 2]
         images = pictures(6) * scale
         body = spiking_body(original, SHAPE, granularity=granularity)
-        chosen = calibration(images, scale=scale)
+        chosen = calibration(images, scale=scale, timesteps=256)
         balance(body, balancer, chosen, timesteps=48, percentile=100.0)
         logits = original(images).detach()
         outputs = readout(body, chosen.encoder, images, 256)
@@ -190,24 +196,24 @@ def test_with_time_a_spiking_network_becomes_its_original(network: str) -> None:
 
 
 @pytest.mark.parametrize("threshold_scale", [1.0, 2.0])
-@pytest.mark.parametrize("balancer", MEASURING)
+@pytest.mark.parametrize("balancer", CONVERGING)
 def test_a_chain_s_readout_is_the_logits_over_all_thresholds(balancer: str, threshold_scale: float) -> None:
     original = seeded(chain(bias=True))
     images = pictures(6) * 1.5
     body = spiking_body(original, SHAPE)
-    chosen = calibration(images, scale=1.5)
+    chosen = calibration(images, scale=1.5, timesteps=1500)
     thresholds = balance(body, balancer, chosen, timesteps=64, percentile=100.0, threshold_scale=threshold_scale)
     factor, rest = fit(readout(body, chosen.encoder, images, 1500), original(images).detach())
     product = 1.5 * math.prod(float(threshold) for threshold in thresholds.values())
     assert factor * product == pytest.approx(1, rel=0.03) and rest < 0.04
 
 
-@pytest.mark.parametrize("balancer", MEASURING)
+@pytest.mark.parametrize("balancer", CONVERGING)
 def test_random_spikes_find_the_logits_too(balancer: str) -> None:
     original = seeded(ZOO["residual"]())
     images = pictures(6)
     body = spiking_body(original, SHAPE, initial_potential=0.5)
-    chosen = calibration(images, "poisson")
+    chosen = calibration(images, "poisson", timesteps=1500)
     balance(body, balancer, chosen, timesteps=200, percentile=100.0)
     _, rest = fit(readout(body, chosen.encoder, images, 1500), original(images).detach())
     assert rest < 0.15
@@ -220,8 +226,10 @@ def test_a_threshold_scale_is_a_factor(balancer: str) -> None:
     bodies = [spiking_body(original, SHAPE) for _ in range(2)]
     whole = balance(bodies[0], balancer, calibration(pictures(5)))
     scaled = balance(bodies[1], balancer, calibration(pictures(5)), threshold_scale=0.75)
-    for name, threshold in whole.items():
-        assert torch.equal(scaled[name], threshold * 0.75)
+    for place, (name, threshold) in enumerate(whole.items()):
+        # Where later thresholds are fitted to the spikes of earlier layers, these are no longer the same.
+        if place == 0 or not issubclass(BALANCERS[balancer], FittedBalancer):
+            assert torch.equal(scaled[name], threshold * 0.75)
         assert torch.equal(bodies[1].get_submodule(name).get_parameter("threshold"), scaled[name])
     originals = dict(original.named_parameters())
     copies = {name: value for name, value in bodies[1].named_parameters() if name in originals}
@@ -324,7 +332,7 @@ def test_thresholds_do_not_depend_on_order_or_batches(
     granularity = list(GRANULARITIES)[(MEASURING.index(balancer) + list(ENCODERS).index(encoder)) % len(GRANULARITIES)]
     images, order = encodable(encoder, 7, 16).double(), torch.tensor([3, 6, 0, 1, 5, 2, 4])
     whole = calibration(images, encoder)
-    shuffled = Calibration(images[order], order, whole.encoder)
+    shuffled = replace(whole, images=images[order], indices=order)
 
     def thresholds(chosen: Calibration) -> dict[str, Tensor]:
         body = spiking_body(network, SHAPE, granularity=granularity).double()
@@ -340,7 +348,7 @@ def test_thresholds_do_not_depend_on_order_or_batches(
         (shuffled, 10**6, 2**30),
     ):
         monkeypatch.setattr(calibrations, "FRAMES", frames)
-        monkeypatch.setattr(maximum_current, "CURRENTS", room)  # those that do not fit are computed again
+        monkeypatch.setattr(sweeps, "CURRENTS", room)  # those that do not fit are computed again
         for name, value in thresholds(chosen).items():
             torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=0)
 

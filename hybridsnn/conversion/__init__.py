@@ -3,19 +3,23 @@
 from hybridsnn.conversion.activation_scales import apply_thresholds, thresholds_for_activations
 from hybridsnn.conversion.balancers import BALANCERS, ActivationMaximum, Balancer, Constant, MaximumCurrent, Percentile
 from hybridsnn.conversion.balancers.analog import observe_activations
-from hybridsnn.conversion.balancers.base import MeasuringBalancer
+from hybridsnn.conversion.balancers.base import FittedBalancer, MeasuringBalancer
 from hybridsnn.conversion.balancers.calibration import Calibration
+from hybridsnn.conversion.corrections import CORRECTIONS, Correction
 from hybridsnn.conversion.preparation import MAX_POOL_CHOICES
 from hybridsnn.conversion.replacement import GRANULARITIES, spiking_body
 
 __all__ = [
     "BALANCERS",
+    "CORRECTIONS",
     "GRANULARITIES",
     "MAX_POOL_CHOICES",
     "ActivationMaximum",
     "Balancer",
     "Calibration",
     "Constant",
+    "Correction",
+    "FittedBalancer",
     "MaximumCurrent",
     "MeasuringBalancer",
     "Percentile",

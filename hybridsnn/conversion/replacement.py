@@ -29,6 +29,8 @@ def spiking_body(
     initial_potential: float = 0.0,
     fold_batch_norm: bool = True,
     max_pool: str = "refuse",
+    biases: bool = False,
+    potentials: str | None = None,
 ) -> fx.GraphModule:
     """A copy of a network with a spiking neuron for every ReLU; thresholds are 1 until a balancer sets them.
 
@@ -40,6 +42,8 @@ def spiking_body(
         granularity: of thresholds, one of `GRANULARITIES`.
         reset, initial_potential: see `SpikingNeuron`.
         fold_batch_norm, max_pool: see `prepare`.
+        biases: give each synapse before neurons a bias, which starts at 0 if it has none in the network.
+        potentials: granularity of initial potentials in the state dict; None: all are the number given.
 
     Raises:
         ConversionError: if the network has a part that cannot be made spiking.
@@ -51,8 +55,11 @@ def spiking_body(
         module = module_of(body, node)
         if role_of(body, node) is Role.RELU:
             sample = node.meta["shape"]
-            shape = {"layer": (), "channel": sample[:1], "neuron": sample}[granularity]
-            neuron = SpikingNeuron(shape, reset=reset, initial_potential=initial_potential)
+            shapes = {"layer": (), "channel": sample[:1], "neuron": sample, None: None}
+            shape, of_potentials = shapes[granularity] or (), shapes[potentials]
+            neuron = SpikingNeuron(
+                shape, reset=reset, initial_potential=initial_potential, potential_shape=of_potentials
+            )
             if isinstance(module, QCFS):
                 ceilings[str(node.target)] = module.ceiling.detach().clone()
             body.set_submodule(str(node.target), neuron)
@@ -63,12 +70,36 @@ def spiking_body(
     if not any(isinstance(module, SpikingNeuron) for module in body.modules()):
         raise ConversionError(f"network: {type(network).__name__} has no ReLU, so nothing in it would spike")
     _give_each_summand_a_synapse(body, granularity)
+    if biases:
+        _give_biases(body)
     parameter = next(body.parameters())
     body.to(parameter.device)
     body.recompile()
     body.meta["granularity"] = granularity
     body.meta[CEILINGS] = ceilings
     return body
+
+
+def bias_synapse(body: fx.GraphModule, neuron: fx.Node) -> nn.Module | None:
+    """The synapse whose bias is added to the current of a layer of neurons, and to nothing else; None if none is."""
+    pending = [neuron.all_input_nodes[0]]
+    while pending:
+        node = pending.pop(0)
+        if len(node.users) > 1:
+            continue
+        if role_of(body, node) is Role.SYNAPSE:
+            return module_of(body, node)
+        if is_sum(node) or role_of(body, node) is Role.DROPOUT:
+            pending += node.all_input_nodes
+    return None
+
+
+def _give_biases(body: fx.GraphModule) -> None:
+    for node in body.graph.nodes:
+        synapse = bias_synapse(body, node) if role_of(body, node) is Role.NEURON else None
+        if synapse is not None and synapse.bias is None:
+            weight = synapse.get_parameter("weight")
+            synapse.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
 
 
 def for_measuring(body: fx.GraphModule) -> fx.GraphModule:

@@ -12,28 +12,34 @@ from hybridsnn.program.operations import Role
 
 
 @torch.no_grad()
-def analogue(program: Program, images: Tensor, observe: Callable[[Node, Any], None]) -> None:
+def analogue(
+    program: Program,
+    images: Tensor,
+    observe: Callable[[Node, Any], None],
+    activation: Callable[[Node, Tensor], Tensor] = lambda node, current: functional.relu(current),
+) -> None:
     """Run a program as the ANN it came from: neurons are ReLUs, dropout does nothing.
 
     Args:
         images: `[B, ...]`; of the "meta" device, nothing is computed but shapes.
         observe: called with each node and its value, `[B, ...]` if it is a tensor.
+        activation: in the place of the ReLU of a layer of neurons.
     """
     values: dict[Node, Any] = dict.fromkeys(program.inputs, images)
     for node in program.nodes:
         if node.role is Role.ATTRIBUTE:
             values[node] = attribute(program.body, node.name).to(images.device)
         elif node.role not in (Role.INPUT, Role.OUTPUT):
-            values[node] = _analogue_value(node, values)
+            values[node] = _analogue_value(node, values, activation)
             observe(node, values[node])
         for source in program.freed.get(node, ()):
             values.pop(source, None)
 
 
-def _analogue_value(node: Node, values: dict[Node, Any]) -> Any:
+def _analogue_value(node: Node, values: dict[Node, Any], activation: Callable[[Node, Tensor], Tensor]) -> Any:
     args, kwargs = node.arguments(values.__getitem__)
     if node.role is Role.NEURON:
-        return functional.relu(args[0])
+        return activation(node, args[0])
     if node.role in (Role.DROPOUT, Role.TEMPORAL):
         return args[0]
     first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)

@@ -1,12 +1,22 @@
 """`convert`: from a trained network to a balanced spiking one."""
 
-from typing import Annotated, ClassVar, Literal, cast
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hybridsnn.config import Choice
-from hybridsnn.conversion import BALANCERS, GRANULARITIES, MAX_POOL_CHOICES, Balancer, Calibration
+from hybridsnn.conversion import (
+    BALANCERS,
+    CORRECTIONS,
+    GRANULARITIES,
+    MAX_POOL_CHOICES,
+    Balancer,
+    Calibration,
+    Correction,
+    MeasuringBalancer,
+)
 from hybridsnn.data import DataSpec
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ConfigError, DataError, OutOfTimeError
@@ -38,6 +48,9 @@ class ConvertConfig(OptionSettings):
     chooser: ClassVar[str] = "balance"
 
     balance: Annotated[str, Choice(BALANCERS, "balancer")] = Field("max", description="How thresholds are found.")
+    correct: tuple[Annotated[str, Choice(CORRECTIONS, "correction")], ...] = Field(
+        (), description="Corrections of each layer once it has its threshold, in this order: a list such as [bias]."
+    )
     readout_leak: float = Field(
         1.0, ge=0, le=1, description="What the readout keeps from one time step to the next; 1 sums all it gets."
     )
@@ -67,13 +80,23 @@ class ConvertConfig(OptionSettings):
         """The balancer with its options."""
         return cast(Balancer, self.chosen())
 
+    def corrections(self) -> list[Correction]:
+        """The corrections, in order."""
+        return [CORRECTIONS[name]() for name in self.correct]
+
+    @model_validator(mode="after")
+    def _something_to_correct(self) -> Self:
+        if self.correct and not issubclass(BALANCERS[self.balance], MeasuringBalancer):
+            raise ValueError(f"correct: got {list(self.correct)}, but '{self.balance}' measures nothing; leave it out")
+        return self
+
 
 def run(work: Work) -> None:
     """Convert and save; see `ConvertConfig`."""
     config = cast(ConvertConfig, work.config)
     fabric = fabric_for(work)
     network, description = load_network(work.parents[0])
-    balancer = config.balancer()
+    balancer, corrections = config.balancer(), config.corrections()
     encoder, timesteps = coding(config, description.data)
     potential = config.initial_potential
     if potential is None:  # an input that changes in time needs no centring
@@ -87,9 +110,18 @@ def run(work: Work) -> None:
         max_pool=config.max_pool,
         batch_norm="fold" if balancer.folds_batch_norm else "keep",
         readout_leak=config.readout_leak,
+        biases=any(correction.biases for correction in corrections),
+        potentials=next((found for correction in corrections if (found := correction.potentials)), None),
     )
     model = spiking.build(network, description.network.input_shape).to(fabric.device)
-    balancer.set_thresholds(model.body, lambda count: calibration(config, count, model, description, work))
+
+    def draw(count: int) -> Calibration:
+        return replace(calibration(config, count, model, description, work), timesteps=timesteps)
+
+    if corrections:
+        balancer.set_thresholds(model.body, draw, corrections)
+    else:
+        balancer.set_thresholds(model.body, draw)
     save_network(work.folder, description.model_copy(update={"spiking": spiking}), model)
     rows = [
         {"layer": name, "metric": "threshold", "value": float(neuron.threshold.mean())}
@@ -166,6 +198,6 @@ STAGE = Stage(
     consumes=("ann",),
     produces="snn",
     run=run,
-    folder=lambda config, parents: f"convert-{cast(ConvertConfig, config).balance}",
+    folder=lambda config, parents: "-".join(["convert", (own := cast(ConvertConfig, config)).balance, *own.correct]),
     example="hybridsnn convert --balance max --timesteps 16",
 )

@@ -35,6 +35,7 @@ class SpikingDescription(_Description):
         granularity, reset, initial_potential, max_pool: see `spiking_body`.
         batch_norm: folded into the synapses, or kept in them.
         readout_leak: see `SpikingModel`.
+        biases, potentials: what corrections needed, see `spiking_body`.
     """
 
     encoder: Encoder
@@ -45,6 +46,8 @@ class SpikingDescription(_Description):
     max_pool: Annotated[str, Choice(MAX_POOL_CHOICES, "max_pool")]
     batch_norm: Literal["fold", "keep"] = "fold"  # defaults: an artifact of version 0.1.0 does not say
     readout_leak: float = 1.0
+    biases: bool = False
+    potentials: Literal["channel", "neuron"] | None = None
 
     def build(self, network: nn.Module, input_shape: tuple[int, ...]) -> SpikingModel:
         """The spiking network with a network's weights, and thresholds of 1.
@@ -60,6 +63,8 @@ class SpikingDescription(_Description):
             initial_potential=self.initial_potential,
             fold_batch_norm=self.batch_norm == "fold",
             max_pool=self.max_pool,
+            biases=self.biases,
+            potentials=self.potentials,
         )
         return SpikingModel(body, self.encoder, readout_leak=self.readout_leak)
 

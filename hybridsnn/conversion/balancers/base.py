@@ -1,7 +1,7 @@
 """What every balancer is, and what those that measure have in common."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -9,6 +9,8 @@ from torch import Tensor, fx
 
 from hybridsnn.conversion.activation_scales import apply_thresholds
 from hybridsnn.conversion.balancers.calibration import Calibration
+from hybridsnn.conversion.balancers.sweep import Layer, sweep
+from hybridsnn.conversion.corrections.base import Correction
 from hybridsnn.conversion.replacement import for_measuring
 from hybridsnn.options import Options
 
@@ -35,12 +37,15 @@ class Balancer(Options):
         return True
 
     @abstractmethod
-    def set_thresholds(self, body: fx.GraphModule, draw: Callable[[int], Calibration]) -> None:
+    def set_thresholds(
+        self, body: fx.GraphModule, draw: Callable[[int], Calibration], corrections: Sequence[Correction] = ()
+    ) -> None:
         """Set all thresholds, and rescale the weights as they imply.
 
         Args:
             body: has the ANN's weights; is changed in place.
             draw: gives that many training images, or all there are, for a balancer that measures.
+            corrections: for a balancer that measures; the body has what they need. Not handed in if there are none.
         """
         ...
 
@@ -61,11 +66,14 @@ class MeasuringBalancer(Balancer):
         """
         ...
 
-    def balance(self, body: fx.GraphModule, calibration: Calibration) -> dict[str, Tensor]:
+    def balance(
+        self, body: fx.GraphModule, calibration: Calibration, corrections: Sequence[Correction] = ()
+    ) -> dict[str, Tensor]:
         """Measure thresholds and put them, and the weights they imply, into a spiking body with the ANN's weights.
 
         Args:
             body: is changed in place.
+            corrections: applied in this order to each layer, at the T of the calibration, before the next layer.
 
         Returns:
             The thresholds by the name of the neuron, as they are in the body now: scalar or `[channels]`, scalar too
@@ -73,11 +81,41 @@ class MeasuringBalancer(Balancer):
         """
         measured = self.measure(for_measuring(body), calibration)
         thresholds = {name: threshold * self.threshold_scale for name, threshold in measured.items()}
+        if corrections:
+            steps = calibration.timesteps
+            return sweep(
+                body, calibration, lambda layer: thresholds[layer.name], timesteps=steps, corrections=corrections
+            )
         apply_thresholds(body, thresholds, calibration.encoder.scale)
         return thresholds
 
-    def set_thresholds(self, body: fx.GraphModule, draw: Callable[[int], Calibration]) -> None:
-        self.balance(body, draw(self.calibration_images))
+    def set_thresholds(
+        self, body: fx.GraphModule, draw: Callable[[int], Calibration], corrections: Sequence[Correction] = ()
+    ) -> None:
+        self.balance(body, draw(self.calibration_images), corrections)
+
+
+class FittedBalancer(MeasuringBalancer):
+    """A balancer that fits each layer's threshold to the T of the calibration, on what the layers before it send."""
+
+    @abstractmethod
+    def fit(self, layer: Layer) -> Tensor:
+        """The threshold of a layer, a scalar or `[channels]`."""
+        ...
+
+    def measure(self, body: fx.GraphModule, calibration: Calibration) -> dict[str, Tensor]:
+        return sweep(body, calibration, self.fit, timesteps=calibration.timesteps, compares=True)
+
+    def balance(
+        self, body: fx.GraphModule, calibration: Calibration, corrections: Sequence[Correction] = ()
+    ) -> dict[str, Tensor]:
+        """The same in one sweep: each layer gets its threshold and is corrected before the next."""
+
+        def threshold_of(layer: Layer) -> Tensor:
+            return self.fit(layer) * self.threshold_scale
+
+        steps = calibration.timesteps
+        return sweep(body, calibration, threshold_of, timesteps=steps, corrections=corrections, compares=True)
 
 
 def largest(values: Tensor, per_channel: bool) -> Tensor:

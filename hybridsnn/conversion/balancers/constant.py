@@ -1,6 +1,6 @@
 """Thresholds that the user gives: for training from scratch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import fx
 
 from hybridsnn.conversion.balancers.base import Balancer
 from hybridsnn.conversion.balancers.calibration import Calibration
+from hybridsnn.conversion.corrections.base import Correction
 from hybridsnn.neurons import SpikingNeuron
 
 
@@ -31,7 +32,9 @@ class Constant(Balancer):
         return self.batch_norm == "fold"
 
     @torch.no_grad()
-    def set_thresholds(self, body: fx.GraphModule, draw: Callable[[int], Calibration]) -> None:
+    def set_thresholds(
+        self, body: fx.GraphModule, draw: Callable[[int], Calibration], corrections: Sequence[Correction] = ()
+    ) -> None:
         for module in body.modules():
             if isinstance(module, SpikingNeuron):
                 module.threshold.fill_(self.threshold * self.threshold_scale)

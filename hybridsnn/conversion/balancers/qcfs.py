@@ -1,6 +1,6 @@
 """Thresholds that the ANN has learned itself, as the ceilings of its activations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from torch import fx
@@ -8,6 +8,7 @@ from torch import fx
 from hybridsnn.conversion.activation_scales import apply_thresholds, thresholds_for_activations
 from hybridsnn.conversion.balancers.base import Balancer
 from hybridsnn.conversion.balancers.calibration import Calibration
+from hybridsnn.conversion.corrections.base import Correction
 from hybridsnn.conversion.replacement import CEILINGS, for_measuring
 from hybridsnn.errors import ConversionError
 
@@ -21,7 +22,9 @@ class LearnedCeilings(Balancer):
 
     summary: ClassVar[str] = "the ceilings that an ANN trained with '--activation qcfs' has learned"
 
-    def set_thresholds(self, body: fx.GraphModule, draw: Callable[[int], Calibration]) -> None:
+    def set_thresholds(
+        self, body: fx.GraphModule, draw: Callable[[int], Calibration], corrections: Sequence[Correction] = ()
+    ) -> None:
         ceilings = body.meta[CEILINGS]
         if not ceilings:
             raise ConversionError(

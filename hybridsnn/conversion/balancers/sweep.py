@@ -1,0 +1,201 @@
+"""One sweep over the layers of a spiking network, in which each is balanced, and corrected, before the next."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from hybridsnn.batch import time_average
+from hybridsnn.conversion.activation_scales import ActivationScales
+from hybridsnn.conversion.balancers.calibration import Calibration
+from hybridsnn.conversion.balancers.spike_trains import SpikeTrain
+from hybridsnn.conversion.corrections.base import Correction
+from hybridsnn.conversion.replacement import bias_synapse
+from hybridsnn.encoders import ENCODERS
+from hybridsnn.kernels.neuron import choose
+from hybridsnn.neurons import SpikingNeuron, along_channels
+from hybridsnn.program.graph import Node, Program, Segment
+from hybridsnn.program.operations import Role
+from hybridsnn.program.run import currents_of
+
+CURRENTS = 2**31  # bytes of a layer's currents that are kept from one use to the next
+
+
+@dataclass(eq=False)
+class Layer:
+    """A layer of neurons that the sweep has come to: all before it spike as they will in the end.
+
+    Attributes:
+        name: of the neurons.
+        neuron: their module.
+        threshold: as it is so far, a scalar or `[channels]`.
+        timesteps: number of simulated time steps T.
+        per_channel: whether each channel has a threshold of its own.
+        synapse: the one to whose bias a current of each channel can be added, None if there is none.
+        targets: the activations of the ANN `[B, *N]`, batch by batch, in the unit of the layer's current: one spike
+            at each step stands for the threshold. Empty where the sweep was not asked for them.
+    """
+
+    name: str
+    neuron: SpikingNeuron
+    threshold: Tensor
+    timesteps: int
+    per_channel: bool
+    synapse: nn.Module | None
+    targets: list[Tensor]
+    _current_of: Callable[[int], Tensor]
+    _batches: int
+    _room: int
+    _kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def currents(self) -> Iterator[Tensor]:
+        """The currents `[T, B, *N]`, batch by batch; they are computed again if they did not fit in memory."""
+        for place in range(self._batches):
+            yield self._current(place)
+
+    def counts(self, current: Tensor, threshold: Tensor | None = None, potential: Tensor | None = None) -> Tensor:
+        """How many spikes `[B, *N]` the neurons send at currents `[T, B, *N]`.
+
+        Args:
+            threshold: a scalar or `[channels]`, in the place of the neurons' own.
+            potential: is added to the initial membrane potential, broadcast to `[B, *N]`.
+        """
+        neuron = self.neuron
+        if threshold is None:
+            threshold = self.threshold
+        membrane, since = neuron.initial_state(current, threshold=threshold)
+        if potential is not None:
+            membrane = membrane + potential.to(membrane)
+        spikes = choose(neuron.kernel, current).forward(
+            current, threshold.to(neuron.threshold), neuron.leak.detach(), membrane, since, neuron.reset == "hard"
+        )[0]
+        return spikes.sum(0)
+
+    def forget(self) -> None:
+        """Compute the currents anew when they are needed again, because a bias has changed."""
+        self._kept.clear()
+
+    def trains(self) -> list[SpikeTrain]:
+        """What the neurons send, batch by batch; uses up what was kept of the currents."""
+        return [
+            SpikeTrain.of(self.neuron, self._kept.pop(place) if place in self._kept else self._current_of(place))
+            for place in range(self._batches)
+        ]
+
+    def _current(self, place: int) -> Tensor:
+        if place in self._kept:
+            return self._kept[place]
+        current = self._current_of(place)
+        size = current.untyped_storage().nbytes()
+        if size <= self._room - sum(kept.untyped_storage().nbytes() for kept in self._kept.values()):
+            self._kept[place] = current
+        return current
+
+
+@torch.no_grad()
+def sweep(
+    body: fx.GraphModule,
+    calibration: Calibration,
+    threshold_of: Callable[[Layer], Tensor],
+    *,
+    timesteps: int,
+    corrections: Sequence[Correction] = (),
+    compares: bool = False,
+) -> dict[str, Tensor]:
+    """Give each layer of neurons its threshold, and rescale and correct the network as it goes.
+
+    A layer's currents depend on earlier layers only, whose spike trains are kept, one bit for each neuron and step. So
+    each synapse is computed once, and once more only for currents that did not fit in memory until they made spikes.
+
+    Args:
+        body: a spiking body with the ANN's weights; is changed in place.
+        threshold_of: the threshold of a layer, a scalar or `[channels]`.
+        timesteps: number of time steps to simulate; event data may have fewer.
+        corrections: applied in this order to each layer when it has its threshold.
+        compares: whether `threshold_of` needs the activations of the ANN; corrections always do.
+
+    Returns:
+        the thresholds by the name of the neuron.
+    """
+    body.eval()
+    timesteps = calibration.available(timesteps)
+    batches = list(calibration.batches(timesteps))
+    original = _Activations(body, calibration, batches, timesteps) if compares or corrections else None
+    program, scales = Program(body), ActivationScales(body, calibration.encoder.scale)
+    last_use = {source: neurons for neurons, segment in program.segments.items() for source in segment.sources}
+    trains: dict[Node, list[SpikeTrain]] = {}
+    thresholds = {}
+
+    for place_of_node, node in enumerate(program.nodes):
+        neuron = node.module
+        if not isinstance(neuron, SpikingNeuron):
+            scales.visit(node.source)
+            continue
+        segment = program.segments[node]
+
+        def current_of(place: int, segment: Segment = segment) -> Tensor:
+            images, indices = batches[place]
+            spikes = {
+                source: calibration.encoder(images, indices, timesteps, seed=calibration.seed)
+                if source.role is Role.INPUT
+                else trains[source][place].spikes()
+                for source in segment.sources
+            }
+            return currents_of(program, segment, spikes)
+
+        layer = Layer(
+            name=node.name,
+            neuron=neuron,
+            threshold=torch.ones_like(neuron.threshold),
+            timesteps=timesteps,
+            per_channel=body.meta["granularity"] == "channel",
+            synapse=bias_synapse(body, node.source),
+            targets=original.of(place_of_node, scales.current_scale(node.source)) if original else [],
+            _current_of=current_of,
+            _batches=len(batches),
+            _room=CURRENTS if node in last_use or corrections else 0,
+        )
+        scales.set_threshold(node.source, threshold_of(layer))
+        layer.threshold = thresholds[node.name] = scales.thresholds[node.source].clone()
+        for correction in corrections:
+            correction.correct(layer)
+        scales.visit(node.source)
+        if node in last_use:
+            trains[node] = layer.trains()
+        for source in segment.sources:
+            if last_use[source] is node:
+                trains.pop(source, None)
+        calibration.advance(node.name)
+    return thresholds
+
+
+class _Activations:
+    """The activations of the ANN, layer by layer; those are kept that later layers are computed from."""
+
+    def __init__(
+        self, body: fx.GraphModule, calibration: Calibration, batches: Sequence[tuple[Tensor, Tensor]], timesteps: int
+    ):
+        self.program = Program(copy.deepcopy(body))
+        events = ENCODERS[calibration.encoder.name].events
+        inputs = [time_average(images[:, :timesteps] if events else images).unsqueeze(0) for images, _ in batches]
+        self.values = dict.fromkeys(self.program.inputs, inputs)  # [1, B, *N] of each batch
+        segments = self.program.segments
+        self.last_use = {source: neurons for neurons, segment in segments.items() for source in segment.sources}
+
+    def of(self, place: int, scale: Tensor) -> list[Tensor]:
+        """The activations of the layer at this place of the program, in units of `scale`."""
+        node = self.program.nodes[place]
+        segment = self.program.segments[node]
+        found = [
+            functional.relu(currents_of(self.program, segment, {s: self.values[s][batch] for s in segment.sources}))
+            for batch in range(len(self.values[segment.sources[0]]))
+        ]
+        if node in self.last_use:
+            self.values[node] = found
+        for source in segment.sources:
+            if self.last_use[source] is node and source.role is not Role.INPUT:
+                del self.values[source]
+        return [value[0] / along_channels(scale, value[0]).to(value) for value in found]

@@ -1,0 +1,7 @@
+"""What corrects a balanced layer, by name, one file each; a correction's fields are its options."""
+
+from hybridsnn.conversion.corrections.base import Correction
+from hybridsnn.conversion.corrections.bias import Bias
+from hybridsnn.conversion.corrections.potential import Potential
+
+CORRECTIONS: dict[str, type[Correction]] = {"bias": Bias, "potential": Potential}

@@ -1,0 +1,27 @@
+"""A correction of the mean error of each channel, by its bias."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from hybridsnn.conversion.corrections.base import Shift
+
+if TYPE_CHECKING:
+    from hybridsnn.conversion.balancers.sweep import Layer
+
+
+class Bias(Shift):
+    """Adds the mean error of each channel to the bias before it (Li et al., ICML 2021), while that helps.
+
+    A layer whose current comes from no synapse of its own is left as it is.
+    """
+
+    summary: ClassVar[str] = "the mean error of each channel is added to its bias, where the squared error falls"
+    biases: ClassVar[bool] = True
+
+    def correct(self, layer: "Layer") -> None:
+        if layer.synapse is None:
+            return
+        found = self.search(layer, "channel", at_start=False)
+        if found is not None:
+            bias = layer.synapse.get_parameter("bias")
+            bias.add_(found.to(bias))
+            layer.forget()
