@@ -459,7 +459,7 @@ def test_a_network_for_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                 corner = [(t, p, y // 4 + 8 * (digit // 4), x // 4 + 8 * (digit % 4))
                           for t, p, y, x in some_events(34, 400, seed=100 * number + index)]  # fmt: skip
                 write_atis(tmp_path / "NMNIST" / part / str(digit) / f"{index}.bin", corner)
-    options = ("--dataset", "nmnist", "--data", ".", *SMALL)
+    options = ("--dataset", "nmnist", "--data", ".", "--network", "digits-cnn", *SMALL)
     succeed("train-ann", "--epochs", "0", "--event-frames", "4", "--event-binning", "count", *options, "--name", "raw")
     raw = describe(Artifact.open(tmp_path / "checkpoints" / "default" / "raw"))
     assert (raw.data.event_frames, raw.data.event_binning) == (4, "count")
