@@ -4,7 +4,7 @@
 
 trains a small network with batch norm on a part of MNIST, converts it, and fine-tunes it at T = 4 from two starts: the
 thresholds of `max`, and the same times the factor with the best accuracy on training images. It writes
-`stdb_few_steps.csv`, and prints the tables of docs/stdb.md. Takes some minutes on two cores.
+`stdb_few_steps.csv`, which docs/stdb.md shows. Takes some minutes on one core.
 """
 
 import argparse

@@ -829,7 +829,7 @@ def test_other_images_are_refused(stage: str, source: str, unchanged: Path, monk
         ("finetune --epochs 0", "finetune.epochs: got 0"),
         ("finetune --method stop-w --learn-thresholds", "finetune.learn_thresholds: 'stop-w' has no such option"),
         ("finetune --method stop-wt --no-learn-thresholds", "finetune.learn_thresholds: 'stop-wt' has no such option"),
-        ("finetune --method sltt --learn-leaks", "it belongs to stdb, linear, osstop, stbp. Leave it out"),
+        ("finetune --method sltt --learn-leaks", "it belongs to stdb, linear, diet, osstop, stbp. Leave it out"),
         (
             "finetune --method stop-wtl --surrogate spike-time",
             "surrogate: got 'spike-time', must be exponential or linear or sigmoid or triangle with method 'stop-wtl'",
@@ -848,7 +848,7 @@ def test_other_images_are_refused(stage: str, source: str, unchanged: Path, monk
         ),
         (
             "finetune --method stop-w --memory-budget 1",
-            "finetune.memory_budget: 'stop-w' has no such option; it belongs to stdb, linear, stbp. Leave it out",
+            "finetune.memory_budget: 'stop-w' has no such option; it belongs to stdb, linear, diet, stbp. Leave it out",
         ),
         ("finetune --memory-budget 0", "finetune.memory_budget: got 0"),
         ("finetune --memory-budget 0.00001", "memory_budget: got 1e-05 GiB, must be at least"),
