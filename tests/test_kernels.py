@@ -286,7 +286,7 @@ def test_a_new_shape_runs_by_its_definition(shape: tuple[int, ...], kind: str, m
         case.run("numba", "soft", surrogate)
     assert str(error.value) == (
         f"kernel: 'numba' cannot run surrogate 'own', got the shape '{surrogate.shape}'; "
-        "allowed: exponential, spike-time, triangle; use 'auto' or 'reference'"
+        "allowed: exponential, sigmoid, spike-time, triangle; use 'auto' or 'reference'"
     )
     current, one, clock = case.current.float(), torch.ones(()), case.since_spike
     outputs = KERNELS["numba"].forward(current, one, one, case.membrane.float(), clock, False, pack=True)
@@ -299,7 +299,7 @@ def test_a_new_shape_runs_by_its_definition(shape: tuple[int, ...], kind: str, m
 
 def test_a_shape_has_one_definition() -> None:
     with pytest.raises(
-        ConfigError, match=r"surrogate 'own': unknown shape 'bum'. Choices: exponential, spike-time, tri"
+        ConfigError, match=r"surrogate 'own': unknown shape 'bum'. Choices: exponential, sigmoid, spike-time, tri"
     ):
         Surrogate("own", "", "bum", height=1.0)
     with pytest.raises(

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from hybridsnn.artifacts import CONFIG
 from hybridsnn.cli import command_line
 from hybridsnn.cli.showing import REGISTRIES
+from hybridsnn.learning import RULES
 from hybridsnn.recipes.recipe import load_recipe
 from hybridsnn.stages import STAGES
+from hybridsnn.surrogates import SURROGATES
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "architecture.md"
 
@@ -211,8 +213,9 @@ def test_their_options_are_in_the_help() -> None:
     assert "--power [square|absolute]" in own and "--steps YAML" in own
     shared = " ".join(text.split())
     assert "--loss YAML" in shared and "Or: Weight of the loss. [default: (depends on --method)]" in shared
-    assert "exponential|linear|spike-time|triangle|wide" in text
-    assert "For --method stdb, linear, stop-w, stop-wt, stop-wl, stop-wtl, osstop, stbp, ottt, sltt:" in shared
+    assert "|".join(sorted([*SURROGATES, "wide"])) in text
+    with_surrogates = ", ".join(name for name, rule in RULES.items() if "surrogate" in rule.model_fields)
+    assert f"For --method {with_surrogates}:" in shared
     assert "--low FLOAT" in here_too("convert", "--help").split("For --balance random:")[1]
     for registry, name in (
         ("methods", "readout"), ("balancers", "random"), ("surrogates", "wide"), ("networks", "tiny"),
