@@ -1,10 +1,10 @@
 """hybridsnn against SpikingJelly and snnTorch, against the ANN, and its balancing against its simulation.
 
-First a check that all compute the same thing: with the same weights, thresholds and frames every layer must fire as in
-a plain loop. With weights on a grid, where float32 sums are exact, the counts of spikes are equal; with real weights,
-where a sum depends on its order, they differ by at most 1 in 2,000 of a layer's neurons and steps (with bfloat16, 1 in
-400). One library in two memory layouts differs by a tenth of that. A path that fails gets no figures, and the exit code
-is 1.
+First a check that all compute the same thing: with the same weights, thresholds and frames every layer must fire as
+in a plain loop. With weights on a grid, where float32 sums are exact, the counts of spikes are equal; with real
+weights, where a sum depends on its order, they differ by at most 1 in 2,000 of a layer's neurons and steps (with
+bfloat16, 1 in 400). One library in its two memory layouts differs by up to half of that. A path that fails gets no
+figures, and the exit code is 1.
 
 Then times, all ways in turns, and memory, as ratios:
 

@@ -213,7 +213,7 @@ def test_their_options_are_in_the_help() -> None:
     assert "--power [square|absolute]" in own and "--steps YAML" in own
     shared = " ".join(text.split())
     assert "--loss YAML" in shared and "Or: Weight of the loss. [default: (depends on --method)]" in shared
-    assert "|".join(sorted([*SURROGATES, "wide"])) in text
+    assert "|".join(sorted({*SURROGATES, "wide"})) in text
     with_surrogates = ", ".join(name for name, rule in RULES.items() if "surrogate" in rule.model_fields)
     assert f"For --method {with_surrogates}:" in shared
     assert "--low FLOAT" in here_too("convert", "--help").split("For --balance random:")[1]
