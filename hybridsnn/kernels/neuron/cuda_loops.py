@@ -38,14 +38,16 @@ def _steps_since(history):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _profile(distance, shape: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A slope of height 1 at a distance to the threshold."""
+    """A slope of height 1 at a distance to the threshold. One way out: Triton 3.6 goes on after a `return` in a branch."""
     if shape == "triangle":
-        return tl.maximum(1 - distance, 0)
-    if shape == "exponential":
-        return tl.exp(-distance)
-    tl.static_assert(shape == "sigmoid")
-    decayed = tl.exp(-4 * distance)
-    return 4 * decayed / ((1 + decayed) * (1 + decayed))
+        slope = tl.maximum(1 - distance, 0)
+    elif shape == "exponential":
+        slope = tl.exp(-distance)
+    else:
+        tl.static_assert(shape == "sigmoid")
+        decayed = tl.exp(-4 * distance)
+        slope = 4 * decayed / ((1 + decayed) * (1 + decayed))
+    return slope
 
 
 @triton.jit(do_not_specialize=["steps"])
