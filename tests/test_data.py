@@ -33,6 +33,7 @@ from hybridsnn.data import (
     load,
     split_validation,
 )
+from hybridsnn.data.augmentation import cut_out
 from hybridsnn.errors import ConfigError, DataError, HybridSNNError
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -531,6 +532,17 @@ def test_crops_are_windows_of_the_padded_image(name: str) -> None:
     tops, lefts, mirrors = (set(values) for values in zip(*seen, strict=True))
     assert tops == lefts == set(range(5))
     assert mirrors == ({False, True} if name == "crop-flip" else {False})
+
+
+def test_a_square_is_cut_out_around_every_pixel() -> None:
+    images = torch.from_numpy(noise(1, 3, 16, 16)).repeat(400, 1, 1, 1)
+    result = cut_out(images, 16, torch.Generator().manual_seed(0))
+    cut = (result == images.float().mean((2, 3), keepdim=True).to(torch.uint8)).all(1)
+    assert torch.equal(result[~cut[:, None].expand(-1, 3, -1, -1)], images[~cut[:, None].expand(-1, 3, -1, -1)])
+    heights, widths = cut.any(2).sum(1), cut.any(1).sum(1)
+    assert torch.equal(cut.sum((1, 2)), heights * widths)  # rectangles
+    assert heights.max() == widths.max() == 4 and heights.min() == widths.min() == 2
+    assert cut.float().mean(0).min() > 0
 
 
 def ramps(count: int, side: int) -> torch.Tensor:

@@ -51,6 +51,24 @@ def crop_flip(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return flip(shift(images, size, generator), generator)
 
 
+def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Each image with a square of a quarter of its side replaced by its mean colour (DeVries and Taylor, 2017).
+
+    The centre of the square is any pixel, so that up to three quarters of it may lie outside.
+    """
+    side = max(1, round(size / 4))
+    centres = torch.randint(size, (2, len(images), 1), generator=generator)
+    offsets = torch.arange(size) - (centres - side // 2)  # [2, B, size]
+    rows, columns = ((offsets >= 0) & (offsets < side)).to(images.device)
+    mean = images.float().mean((2, 3), keepdim=True).to(images.dtype)
+    return torch.where((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), mean, images)
+
+
+def crop_flip_cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A random crop of the padded image, mirrored or not, with a square cut out."""
+    return cut_out(crop_flip(images, size, generator), size, generator)
+
+
 def affine(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Each image rotated by up to 10 degrees, scaled by 0.9 to 1.1, sheared by up to 0.1, shifted by up to 10 %."""
     angle, scale, shear, right, down = 2 * torch.rand(5, len(images), generator=generator) - 1
@@ -95,6 +113,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
         Augmentation("shift", "shifted by up to an eighth of the side; for digits", shift),
         Augmentation("affine", "rotated by up to 10 degrees, resized and shifted by up to 10 %; for digits", affine),
         Augmentation("crop-flip", "random crop after padding by an eighth of the side, random mirroring", crop_flip),
+        Augmentation("crop-flip-cutout", "crop-flip, and a square of a quarter of the side cut out", crop_flip_cut_out),
         Augmentation(
             "resized-crop-flip", "random rectangle resized, random mirroring; for large images", resized_crop_flip
         ),

@@ -38,7 +38,8 @@ def _steps_since(history):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _profile(distance, shape: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A slope of height 1 at a distance to the threshold. One way out: Triton 3.6 goes on after a `return` in a branch."""
+    """A slope of height 1 at a distance to the threshold."""
+    # One way out: Triton 3.6 compiles what follows a branch that returns.
     if shape == "triangle":
         slope = tl.maximum(1 - distance, 0)
     elif shape == "exponential":
