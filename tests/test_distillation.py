@@ -19,8 +19,9 @@ from hybridsnn.errors import ConfigError, ConversionError
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import SpikingNeuron
 from hybridsnn.stages import STAGES
-from hybridsnn.stages.base import Environment, Work, execute
-from hybridsnn.stages.finetune import FinetuneConfig, distillation
+from hybridsnn.stages.base import Environment, execute
+from hybridsnn.stages.distillation import distillation
+from hybridsnn.stages.finetune import FinetuneConfig
 from hybridsnn.stages.networks import describe, load_network
 
 
@@ -123,16 +124,15 @@ def test_staircases_go_through_the_stages(chain: tuple[Artifact, Artifact]) -> N
     assert all(neuron.threshold.item() > 0 for neuron in model.neurons.values())
 
 
-def targets_of(start: Artifact, tmp_path: Path, **settings: Any) -> tuple[Any, Batch]:
+def targets_of(start: Artifact, **settings: Any) -> tuple[Any, Batch]:
     config = resolve(FinetuneConfig, settings, "finetune")
     assert isinstance(config, FinetuneConfig)
-    work = Work(config=config, parents=(start,), folder=tmp_path, scratch=tmp_path, environment=Environment())
     batch = Batch(pictures(6, (1, 8, 8)), torch.arange(6), torch.arange(6))
-    return distillation(work, torch.device("cpu"), config), batch
+    return distillation("finetune", start, torch.device("cpu"), config), batch
 
 
-def test_targets_mix_labels_and_the_answers_of_the_ann(chain: tuple[Artifact, Artifact], tmp_path: Path) -> None:
-    targets, batch = targets_of(chain[1], tmp_path, distil=0.25, temperature=2.0)
+def test_targets_mix_labels_and_the_answers_of_the_ann(chain: tuple[Artifact, Artifact]) -> None:
+    targets, batch = targets_of(chain[1], distil=0.25, temperature=2.0)
     network, _ = load_network(chain[0])
     found = targets(batch, batch.labels)
     answers = torch.softmax(network(batch.images) / 2, 1).detach()
@@ -152,5 +152,5 @@ def test_a_teacher_that_is_gone_is_named(chain: tuple[Artifact, Artifact], tmp_p
     with pytest.raises(
         ConfigError, match=r"^finetune\.distil: got 0\.5, which needs the ANN that 'convert-qcfs' was conv"
     ) as e:
-        targets_of(Artifact.open(tmp_path / "alone"), tmp_path, distil=0.5)
+        targets_of(Artifact.open(tmp_path / "alone"), distil=0.5)
     assert "\n" not in str(e.value)

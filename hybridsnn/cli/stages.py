@@ -104,6 +104,7 @@ def _setting(
     """The option for one setting, or for the option of this name that several choices have.
 
     Args:
+        fields: the setting as each of them has it.
         chooser: the setting that says whose option it is; empty for a setting that is always there.
         follows: the setting from which its default follows, if it does.
     """
@@ -111,7 +112,7 @@ def _setting(
     defaults = [field.get_default(call_default_factory=True) for field in fields]
     default, required = defaults[0], PydanticUndefined in defaults
     shown: bool | str = default not in (PydanticUndefined, None, "", (), {})
-    if any(other != default for other in defaults):
+    if chooser and any(other != default for other in defaults):
         follows = chooser
     if follows:
         default, shown = None, f"depends on --{follows}"
@@ -128,11 +129,24 @@ def _setting(
     return setting
 
 
-def _settings(config: type[StageConfig]) -> list[Setting]:
-    """All settings of a stage, and then the options of what can be chosen, together where they belong to the same."""
-    settings = [
-        _setting(name, [field], follows=config.follows.get(name, "")) for name, field in config.model_fields.items()
-    ]
+def _settings(config: type[StageConfig], continues: type[StageConfig] | None) -> list[Setting]:
+    """All settings of a stage, and then the options of what can be chosen, together where they belong to the same.
+
+    Args:
+        continues: the settings where it starts from a parent, if they are others.
+    """
+    from_start, from_parent = config.model_fields, {} if continues is None else continues.model_fields
+    settings = []
+    for name in (*from_start, *(name for name in from_parent if name not in from_start)):
+        own = [fields[name] for fields in (from_start, from_parent) if name in fields]
+        section = Setting.section
+        if continues is not None and len(own) == 1:
+            section = "Only without --from" if name in from_start else "Only with --from"
+        settings.append(_setting(name, own, section, follows=config.follows.get(name, "")))
+        first, last = (field.get_default(call_default_factory=True) for field in (own[0], own[-1]))
+        if len(own) == 2 and last is not None and (name in config.follows or last != first):
+            told = f"depends on --{config.follows[name]}" if name in config.follows else first
+            settings[-1].show_default = f"{told}; with --from: {last}"
     everything = {choice for fields in config.options().values() for choice in fields}
     options = []
     for name, fields in config.options().items():
@@ -160,7 +174,7 @@ def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comman
         **settings: Any,
     ) -> None:
         given = {key: value for key, value in settings.items() if _is_given(ctx, key)}
-        config = resolve(stage.config, given, stage.name)
+        config = resolve(stage.settings(bool(sources)), given, stage.name)
         check_name(run_name, "--run")
         run_folder = where.checkpoints / run_name
         if sources:
@@ -185,6 +199,8 @@ def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comman
     if stage.consumes:
         kinds = " or ".join(stage.consumes)
         otherwise = "all of the run" if several else "the newest of the run made by another command"
+        if not stage.needs_parent:
+            otherwise = "none, it starts from nothing"
         command = click.option(
             "--from",
             "sources",
@@ -199,7 +215,7 @@ def stage_command(stage: "Stage", stages: Mapping[str, "Stage"]) -> click.Comman
         f"\b\nExample:\n    {stage.example}" if stage.example else "",
     ]
     made = click.command(stage.name, cls=StageCommand, help="\n\n".join(filter(None, paragraphs)))(command)
-    settings = _settings(stage.config)
+    settings = _settings(stage.config, stage.continues)
     names = {word for param in made.params for word in (param.name, *param.opts)} | {"--help", "where", "ctx"}
     for setting in settings:
         if not names.isdisjoint(own := {setting.name, *setting.opts}):

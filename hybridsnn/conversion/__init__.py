@@ -5,6 +5,7 @@ from hybridsnn.conversion.balancers import BALANCERS, ActivationMaximum, Balance
 from hybridsnn.conversion.balancers.analog import observe_activations
 from hybridsnn.conversion.balancers.base import FittedBalancer, MeasuringBalancer
 from hybridsnn.conversion.balancers.calibration import Calibration
+from hybridsnn.conversion.balancers.lloyd import nearest_ceilings
 from hybridsnn.conversion.corrections import CORRECTIONS, Correction
 from hybridsnn.conversion.preparation import MAX_POOL_CHOICES
 from hybridsnn.conversion.replacement import GRANULARITIES, spiking_body
@@ -24,6 +25,7 @@ __all__ = [
     "MeasuringBalancer",
     "Percentile",
     "apply_thresholds",
+    "nearest_ceilings",
     "observe_activations",
     "spiking_body",
     "thresholds_for_activations",

@@ -78,10 +78,11 @@ OPTIMISERS = {
 
 @dataclass(frozen=True)
 class OwnRate:
-    """Parameters with a learning rate of their own and without weight decay: thresholds, leaks."""
+    """Parameters with a learning rate and a weight decay of their own: thresholds, leaks, ceilings."""
 
     parameters: Sequence[nn.Parameter]
     learning_rate: float
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Optimisation:
             {"params": decayed, "weight_decay": self.weight_decay, "start": self.learning_rate},
             {"params": spared, "weight_decay": 0.0, "start": self.learning_rate},
             *(
-                {"params": list(group.parameters), "weight_decay": 0.0, "start": group.learning_rate}
+                {"params": list(group.parameters), "weight_decay": group.weight_decay, "start": group.learning_rate}
                 for group in own_rates
             ),
         ]

@@ -26,6 +26,7 @@ class NetworkSpec:
         width: factor on the channels of every layer (1 in the papers).
         dropout: probability; None: the network's own.
         levels: of staircases in the place of ReLUs, see `QCFS`; None: ReLUs.
+        ceilings_per: what has a ceiling of its own in those: `layer` or `channel`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class NetworkSpec:
     width: float = 1.0
     dropout: float | None = None
     levels: int | None = None
+    ceilings_per: str = "layer"
 
     def build(self) -> nn.Module:
         """The network with fresh weights, which depend on torch's random state alone.
@@ -42,6 +44,12 @@ class NetworkSpec:
         Raises:
             ConfigError: if the name is unknown or the images are too small for the network.
         """
+        network = self._with_relus()
+        if self.levels is None:
+            return network
+        return with_qcfs(network, self.levels, self.input_shape if self.ceilings_per == "channel" else None)
+
+    def _with_relus(self) -> nn.Module:
         if external.is_external(self.name):
             return external.build(self.name, self.input_shape, self.classes)
         entry = look_up(NETWORKS, self.name, "network")
@@ -50,8 +58,7 @@ class NetworkSpec:
                 f"network: '{self.name}' got images of {self.input_shape[1]}x{self.input_shape[2]}, "
                 f"needs at least {entry.smallest}x{entry.smallest}; choose a smaller network or a larger --image-size"
             )
-        network = entry.build(self)
-        return network if self.levels is None else with_qcfs(network, self.levels)
+        return entry.build(self)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def _step(
     problems = _problems_of_sources(name, stage, sources, names, earlier)
     settings = {key: value for key, value in values.items() if key not in ("stage", "from")}
     try:
-        config = resolve(stage.config, settings, name)
+        config = resolve(stage.settings(bool(sources)), settings, name)
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -222,7 +222,7 @@ def _problems_of_sources(
     name: str, stage: Stage, sources: tuple[str, ...], names: list[str], earlier: Mapping[str, Step]
 ) -> list[str]:
     where = f"{name}.from"
-    if stage.consumes and not sources:
+    if stage.needs_parent and not sources:
         return [f"{where}: is required: {stage.name} reads {' or '.join(stage.consumes)}"]
     if sources and not stage.consumes:
         return [f"{where}: {stage.name} reads nothing; remove it"]

@@ -102,6 +102,7 @@ class Stage:
         produces: the kind it makes.
         run: makes the files of the artifact.
         folder: the artifact's default name, e.g. `convert-max`.
+        continues: for a stage that starts from nothing, or from a parent that is named: the settings with a parent.
         many: takes any number of parents.
         each: with no parent given, runs once for every fitting artifact of the run.
         outside: hashes, by name, of inputs that the settings only locate, such as a file of weights or a folder of
@@ -116,10 +117,20 @@ class Stage:
     produces: Kind
     run: Callable[[Work], None]
     folder: Callable[[StageConfig, tuple[Artifact, ...]], str]
+    continues: type[StageConfig] | None = None
     many: bool = False
     each: bool = False
     outside: Callable[[StageConfig, Environment], Mapping[str, str]] | None = None
     example: str = ""
+
+    @property
+    def needs_parent(self) -> bool:
+        """Whether it cannot start from nothing."""
+        return bool(self.consumes) and self.continues is None
+
+    def settings(self, with_parents: bool) -> type[StageConfig]:
+        """The type of its settings, where it has parents or where it has none."""
+        return self.continues if with_parents and self.continues is not None else self.config
 
     def key(self, config: StageConfig, parents: Sequence[Artifact], environment: Environment) -> str:
         """What identifies the result of running this stage."""
@@ -153,6 +164,8 @@ def execute(
     """
     parents = tuple(parents)
     _check_parents(stage, parents)
+    if not isinstance(config, wanted := stage.settings(bool(parents))):
+        raise TypeError(f"{stage.name}: needs settings of type {wanted.__name__}, got {type(config).__name__}")
     name = name or stage.folder(config, parents)
     check_name(name, "name")
     key = stage.key(config, parents, environment)
@@ -208,7 +221,7 @@ def _seconds_in(scratch: Path) -> float:
 
 
 def _check_parents(stage: Stage, parents: tuple[Artifact, ...]) -> None:
-    if stage.consumes and not parents:
+    if stage.needs_parent and not parents:
         raise ArtifactError(f"{stage.name}: needs an artifact of kind {' or '.join(stage.consumes)}, got none")
     if len(parents) > 1 and not stage.many:
         raise ArtifactError(f"{stage.name}: takes one artifact, got {', '.join(p.name for p in parents)}")
@@ -232,7 +245,8 @@ def default_parents(stage: Stage, run_folder: Path, stages: Mapping[str, Stage])
     """The parents to use when none are named, one tuple per execution; verified.
 
     Usually the newest fitting artifact that this stage did not make itself, so that repeating a command repeats it
-    instead of chaining. A stage that takes many gets all of them; one that runs on each gets a tuple for each.
+    instead of chaining. A stage that takes many gets all of them; one that runs on each gets a tuple for each; one that
+    can start from nothing does.
 
     Args:
         stages: where to find the command that makes what is missing.
@@ -240,7 +254,7 @@ def default_parents(stage: Stage, run_folder: Path, stages: Mapping[str, Stage])
     Raises:
         ArtifactError: if the run holds nothing that fits, or what fits is damaged.
     """
-    if not stage.consumes:
+    if not stage.needs_parent:
         return [()]
     latest = newest(run_folder, stage.consumes, exclude_stage=stage.name)
     if latest is None:

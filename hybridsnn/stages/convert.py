@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self, cast
 
-import torch
 from pydantic import Field, model_validator
 
 from hybridsnn.config import Choice
@@ -19,12 +18,12 @@ from hybridsnn.conversion import (
 )
 from hybridsnn.data import DataSpec
 from hybridsnn.encoders import ENCODERS
-from hybridsnn.errors import ConfigError, DataError, OutOfTimeError
+from hybridsnn.errors import ConfigError, OutOfTimeError
 from hybridsnn.model import SpikingModel
 from hybridsnn.options import OptionSettings
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
-from hybridsnn.stages.images import LoadedImages, open_again
+from hybridsnn.stages.images import open_again
 from hybridsnn.stages.networks import (
     ModelDescription,
     SpikingDescription,
@@ -159,7 +158,7 @@ def calibration(
     config: ConvertConfig, count: int, model: SpikingModel, description: ModelDescription, work: Work
 ) -> Calibration:
     """So many images to measure thresholds on, for a model that is where it is to be measured."""
-    images, indices = calibration_images(open_again(description, work), count, config.seed)
+    images, indices = open_again(description, work).calibration(count, config.seed)
     device = next(model.parameters()).device
     layers, done = len(model.neurons), 0
 
@@ -173,22 +172,6 @@ def calibration(
             )
 
     return Calibration(images.to(device), indices, model.encoder, seed=config.seed, advance=advance)
-
-
-def calibration_images(images: LoadedImages, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised images `[N, C, H, W]` or events `[N, T, C, H, W]` and their indices `[N]`.
-
-    They are drawn from the training split, without augmentation.
-
-    Raises:
-        DataError: if there are no training images.
-    """
-    source = images.measuring("train", 1)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = source.positions[torch.randperm(len(source.positions), generator=generator)[:count]].sort().values
-    if len(chosen) == 0:
-        raise DataError(f"dataset: '{images.data.name}' has no training images to calibrate on")
-    return source.preprocessing(source.images.batch(chosen)), chosen
 
 
 STAGE = Stage(

@@ -3,32 +3,29 @@
 from collections.abc import Iterable
 from typing import Annotated, ClassVar, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from hybridsnn.artifacts import lineage
 from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
 from hybridsnn.data import AUGMENTATIONS
 from hybridsnn.encoders import Frames
-from hybridsnn.errors import ArtifactError, ConfigError
 from hybridsnn.evaluation.accuracy import snn_accuracy
 from hybridsnn.evaluation.measurement import evaluate
-from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, OwnRate, Targets, seed_of
+from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, OwnRate, seed_of
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import SharedDropout
 from hybridsnn.options import OptionSettings
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import fabric_for
+from hybridsnn.stages.distillation import DistillationSettings, distillation
 from hybridsnn.stages.images import open_again
 from hybridsnn.stages.networks import load_network, save_network
 from hybridsnn.stages.precision import settle
 from hybridsnn.stages.training import SPIKES, TrainingSettings, train
 
 
-class FinetuneConfig(TrainingSettings, OptionSettings):
+class FinetuneConfig(TrainingSettings, DistillationSettings, OptionSettings):
     """Starts from a converted or tuned network and keeps the weights, those it began with
     included, that are best on validation images.
 
@@ -49,14 +46,6 @@ class FinetuneConfig(TrainingSettings, OptionSettings):
         None, gt=0, description="Learning rate of leaks, where they learn; unset: that of the weights."
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="Probability of dropout; unset: the network's own.")
-    distil: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of distillation in the loss: of KL(ANN || network), the divergence from the answers of "
-        "the ANN that the network was converted from, against the cross-entropy of the labels.",
-    )
-    temperature: float = Field(1.0, gt=0, description="What the logits of the ANN are divided by for distillation.")
     augmentation: Annotated[str, Choice(AUGMENTATIONS, "augmentation")] | None = Field(
         None, description="Random changes to training images; unset: as for the ANN."
     )
@@ -126,43 +115,12 @@ def run(work: Work) -> None:
         encode=encode,
         measure=measure,
         augmentation=config.augmentation,
-        targets=distillation(work, fabric.device, config) if config.distil > 0 else None,
+        targets=distillation(STAGE.name, work.parents[0], fabric.device, config),
         own_rates=own_rates,
         project=project,
     )
     tuned = description.model_copy(update={"spiking": spiking.model_copy(update={"timesteps": timesteps})})
     save_network(work.folder, tuned, model)
-
-
-def distillation(work: Work, device: torch.device, config: FinetuneConfig) -> Targets:
-    """What is learned in the place of labels: probabilities `[B, K]` that mix them with the answers of the ANN.
-
-    The cross-entropy of logits against `(1 - w) label + w softmax(ANN / temperature)` is, but for a constant, the
-    mixture of the cross-entropy of the label and KL(ANN || network). So every rule can learn it, at every step if it
-    has a loss at every step. The ANN sees the augmented images of the batch.
-
-    Raises:
-        ConfigError: if the ANN that the network was converted from is gone or has changed.
-    """
-    start = work.parents[0]
-    try:
-        teachers = [ancestor for ancestor in lineage(start) if ancestor.kind == "ann"]
-        teachers[-1].verify()
-        network, _ = load_network(teachers[-1])
-    except (ArtifactError, IndexError) as error:
-        raise ConfigError(
-            f"finetune.distil: got {config.distil:g}, which needs the ANN that '{start.name}' was converted from "
-            f"({error}); bring it back, or leave distil out"
-        ) from None
-    teacher = network.to(device)
-
-    @torch.no_grad()
-    def targets(batch: Batch, labels: Tensor) -> Tensor:
-        images = batch.time_average.to(device).contiguous(memory_format=torch.channels_last)
-        answers = torch.softmax(teacher(images) / config.temperature, 1)
-        return torch.lerp(functional.one_hot(labels, answers.shape[1]).to(answers), answers, config.distil)
-
-    return targets
 
 
 STAGE = Stage(

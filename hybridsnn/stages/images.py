@@ -70,10 +70,11 @@ class LoadedImages:
         width: float,
         dropout: float | None = None,
         levels: int | None = None,
+        ceilings_per: str = "layer",
     ) -> NetworkSpec:
         """A network for these images and their classes."""
         shape = (self.data.train.shape[0], self.preprocessing.size, self.preprocessing.size)
-        return NetworkSpec(name, shape, len(self.data.classes), batch_norm, width, dropout, levels)
+        return NetworkSpec(name, shape, len(self.data.classes), batch_norm, width, dropout, levels, ceilings_per)
 
     def description(self, network: NetworkSpec) -> ModelDescription:
         """The content of `model.json` for an ANN on these images."""
@@ -81,9 +82,17 @@ class LoadedImages:
             network=network, data=self.spec, preprocessing=self.preprocessing, classes=list(self.data.classes)
         )
 
-    def training(self, batch_size: int, seed: int, augmentation: str | None = None) -> Batches:
-        """Shuffled, augmented training batches."""
+    def training(
+        self, batch_size: int, seed: int, augmentation: str | None = None, count: int | None = None
+    ) -> Batches:
+        """Shuffled, augmented training batches; of `count` images, the same for each seed, or of all.
+
+        Raises:
+            ConfigError: if there are not as many.
+        """
         train, _ = self._split()
+        if count is not None:
+            train = train[_some(self._train.labels[train], count, self.spec.seed, "the training split")]
         return Batches(
             self._train,
             train,
@@ -106,6 +115,21 @@ class LoadedImages:
         if count is not None:
             positions = positions[_some(images.labels[positions], count, MEASURED, f"the {split} split")]
         return Batches(images, positions, self.preprocessing, batch_size, device=self.device)
+
+    def calibration(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Normalised images `[N, C, H, W]` or events `[N, T, C, H, W]` and their indices `[N]`.
+
+        They are drawn from the training split, without augmentation; `count` of them, or all there are.
+
+        Raises:
+            DataError: if there are no training images.
+        """
+        source = self.measuring("train", 1)
+        generator = torch.Generator().manual_seed(seed)
+        chosen = source.positions[torch.randperm(len(source.positions), generator=generator)[:count]].sort().values
+        if len(chosen) == 0:
+            raise DataError(f"dataset: '{self.data.name}' has no training images to calibrate on")
+        return source.preprocessing(source.images.batch(chosen)), chosen
 
     @cached_property
     def _train(self) -> Images:

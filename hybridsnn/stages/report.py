@@ -90,7 +90,8 @@ def _provenance(artifact: Artifact, names: Mapping[Path, str], stages: Mapping[s
 def _chosen(artifact: Artifact, stages: Mapping[str, Stage]) -> dict[str, str]:
     """The settings, as text, that differ from the present defaults of their stage."""
     stage = stages.get(artifact.manifest.stage)
-    fields = stage.config.completed(artifact.config()).model_fields if stage is not None else {}
+    settings = stage.settings(bool(artifact.manifest.parents)) if stage is not None else StageConfig
+    fields = settings.completed(artifact.config()).model_fields
     defaults = {
         name: to_jsonable_python(field.get_default(call_default_factory=True))
         for name, field in fields.items()

@@ -53,6 +53,7 @@ def train(
     encode: Encode,
     measure: Callable[[nn.Module, Iterable[Batch]], dict[str, float]],
     augmentation: str | None = None,
+    count: int | None = None,
     targets: Targets | None = None,
     own_rates: Sequence[OwnRate] = (),
     project: Callable[[], None] = lambda: None,
@@ -64,6 +65,7 @@ def train(
         encode: see `fit`.
         measure: `loss` and `accuracy` of a network on the validation batches, to choose the best epoch.
         augmentation: in place of that of the images' `DataSpec`.
+        count: number of training images to use; None: all.
         targets, own_rates, project: see `fit`.
     """
     validation = images.measuring("validation", settings.batch_size) if images.spec.validation else None
@@ -87,7 +89,7 @@ def train(
             decay_biases=settings.decay_biases,
             average_decay=settings.average_decay,
         ),
-        images.training(settings.batch_size, seed_of(seed, ORDER), augmentation),
+        images.training(settings.batch_size, seed_of(seed, ORDER), augmentation, count),
         encode=encode,
         validate=validate if validation is not None else None,
         folder=work.scratch,

@@ -1,5 +1,7 @@
 """Thresholds at which a staircase of T steps comes closest to the activations of the ANN; nothing is simulated."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -9,7 +11,6 @@ from hybridsnn.conversion.activation_scales import thresholds_for_activations
 from hybridsnn.conversion.balancers.analog import observe_activations
 from hybridsnn.conversion.balancers.base import MeasuringBalancer, largest
 from hybridsnn.conversion.balancers.calibration import Calibration
-from hybridsnn.neurons import SpikingNeuron
 
 BINS = 4096  # of the histogram of a layer's or channel's activations
 CANDIDATES = 40  # equally spaced up to the largest activation; the search starts from the best
@@ -25,32 +26,55 @@ class Lloyd(MeasuringBalancer):
 
     summary: ClassVar[str] = "fitted to T: the staircase nearest to the ANN's activations; nothing is simulated"
 
-    @torch.no_grad()
     def measure(self, body: fx.GraphModule, calibration: Calibration) -> dict[str, Tensor]:
-        neurons = {name: module for name, module in body.named_modules() if isinstance(module, SpikingNeuron)}
-        peaks: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}  # [groups, BINS]
+        ceilings = nearest_ceilings(
+            partial(observe_activations, body, calibration),
+            calibration.available(calibration.timesteps),
+            per_channel=body.meta["granularity"] == "channel",
+            advance=calibration.advance,
+        )
+        return thresholds_for_activations(body, ceilings, calibration.encoder.scale)
 
-        def find_peak(name: str, activation: Tensor) -> None:
-            peak = largest(activation.unsqueeze(0), per_channel=neurons[name].threshold.dim() == 1)
-            peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
 
-        def count(name: str, activation: Tensor) -> None:
-            peak = peaks[name].reshape(-1, 1)
-            rows = activation.transpose(0, 1).flatten(1) if peaks[name].dim() else activation.reshape(1, -1)
-            place = (rows / peak.clamp(min=torch.finfo(rows.dtype).tiny) * BINS).long().clamp(max=BINS - 1)
-            place = place + BINS * torch.arange(len(rows), device=rows.device).unsqueeze(1)
-            found = torch.bincount(place.flatten(), minlength=BINS * len(rows)).view(len(rows), BINS)
-            counts[name] = counts[name] + found if name in counts else found
+@torch.no_grad()
+def nearest_ceilings(
+    run: Callable[[Callable[[str, Tensor], None]], None],
+    levels: int,
+    *,
+    per_channel: bool,
+    advance: Callable[[str], None] = lambda name: None,
+) -> dict[str, Tensor]:
+    """The ceiling of the staircase nearest to each layer's activations, by name: scalar, or `[channels]`.
 
-        observe_activations(body, calibration, find_peak)
-        observe_activations(body, calibration, count)
-        activations = {}
-        for name, peak in peaks.items():
-            share = nearest_staircase(counts[name].double(), calibration.available(calibration.timesteps))
-            activations[name] = (share.view(peak.shape) * peak.double()).to(peak)
-            calibration.advance(name)
-        return thresholds_for_activations(body, activations, calibration.encoder.scale)
+    Args:
+        run: runs the ANN on some images, and calls its argument with the name of each layer and its rectified
+            activations `[B, *N]`; is called twice.
+        levels: number of steps of the staircase.
+        advance: called with a layer's name when its ceiling is known.
+    """
+    peaks: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}  # [groups, BINS]
+
+    def find_peak(name: str, activation: Tensor) -> None:
+        peak = largest(activation.unsqueeze(0), per_channel)
+        peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+
+    def count(name: str, activation: Tensor) -> None:
+        peak = peaks[name].reshape(-1, 1)
+        rows = activation.transpose(0, 1).flatten(1) if peaks[name].dim() else activation.reshape(1, -1)
+        place = (rows / peak.clamp(min=torch.finfo(rows.dtype).tiny) * BINS).long().clamp(max=BINS - 1)
+        place = place + BINS * torch.arange(len(rows), device=rows.device).unsqueeze(1)
+        found = torch.bincount(place.flatten(), minlength=BINS * len(rows)).view(len(rows), BINS)
+        counts[name] = counts[name] + found if name in counts else found
+
+    run(find_peak)
+    run(count)
+    ceilings = {}
+    for name, peak in peaks.items():
+        share = nearest_staircase(counts[name].double(), levels)
+        ceilings[name] = (share.view(peak.shape) * peak.double()).to(peak)
+        advance(name)
+    return ceilings
 
 
 def nearest_staircase(counts: Tensor, timesteps: int) -> Tensor:

@@ -11,6 +11,7 @@ from hybridsnn.conversion.balancers.calibration import Calibration
 from hybridsnn.conversion.corrections.base import Correction
 from hybridsnn.conversion.replacement import CEILINGS, for_measuring
 from hybridsnn.errors import ConversionError
+from hybridsnn.neurons import SpikingNeuron
 
 
 class LearnedCeilings(Balancer):
@@ -25,11 +26,22 @@ class LearnedCeilings(Balancer):
     def set_thresholds(
         self, body: fx.GraphModule, draw: Callable[[int], Calibration], corrections: Sequence[Correction] = ()
     ) -> None:
-        ceilings = body.meta[CEILINGS]
+        ceilings, granularity = body.meta[CEILINGS], body.meta["granularity"]
         if not ceilings:
             raise ConversionError(
                 "convert.balance: got 'qcfs', but the ANN has no ceilings to take thresholds from; "
                 "train it with --activation qcfs, or choose another balancer"
+            )
+        layers = [name for name, module in body.named_modules() if isinstance(module, SpikingNeuron)]
+        if bare := [name for name in layers if name not in ceilings]:
+            raise ConversionError(
+                f"convert.balance: got 'qcfs', but {', '.join(bare)} of the ANN are ReLUs without a ceiling; "
+                "choose another balancer"
+            )
+        if granularity != "channel" and any(ceiling.dim() for ceiling in ceilings.values()):
+            raise ConversionError(
+                f"convert.granularity: got '{granularity}', but the ANN has a ceiling for each channel; "
+                "convert with --granularity channel"
             )
         scale = draw(1).encoder.scale  # of the encoder; the image is not used
         thresholds = thresholds_for_activations(for_measuring(body), ceilings, scale)
