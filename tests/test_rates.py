@@ -171,3 +171,6 @@ def test_a_clock_of_neurons_that_never_fired() -> None:
         assert gradients == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ConfigError, match="never_fired"):
         RULES["stdb"](never_fired=-1)
+    clocks = {steps: RULES["stdb"]().at(steps).spike_derivative.never for steps in (4, 16, 17, 250)}
+    assert clocks == {4: 100, 16: 100, 17: 1000, 250: 1000}
+    assert RULES["stdb"](never_fired=7).at(4).spike_derivative.never == 7

@@ -64,7 +64,8 @@ def run(work: Work) -> None:
     model = cast(SpikingModel, loaded)
     spiking = description.spiking
     assert spiking is not None  # the parent is an snn
-    timesteps, rule = config.timesteps or spiking.timesteps, config.rule()
+    timesteps = config.timesteps or spiking.timesteps
+    rule = config.rule().at(timesteps)
     images = open_again(description, work).on(fabric.device)
     known = images.measuring("train", config.batch_size)
     fabric = settle(work, fabric, config.precision, model, lambda: known.epoch(0), timesteps)

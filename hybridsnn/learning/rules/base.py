@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -38,6 +38,10 @@ class LearningRule(Options):
     def learns_leaks(self) -> bool:
         """Whether leaks learn too."""
         return False
+
+    def at(self, timesteps: int) -> Self:
+        """This rule for T time steps, with what its options leave open settled; most leave nothing open."""
+        return self
 
     @abstractmethod
     def step(self, model: Any, inputs: Any, labels: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
