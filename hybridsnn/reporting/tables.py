@@ -46,7 +46,7 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
                 "latency (steps)": total(network.evaluation, "latency"),
                 **{f"T={power} (%)": round(accuracy.get(power, math.nan), 2) for power in powers},
                 "best window": None if best is None else f"{best['start']:.0f}–{steps}",
-                "in it (%)": math.nan if best is None else round(100 * best["accuracy"], 2),
+                "best window (%)": math.nan if best is None else round(100 * best["accuracy"], 2),
                 "early exit (%)": round(100 * total(network.evaluation, "exit-accuracy"), 2),
                 "mean steps": round(total(network.evaluation, "exit-mean-steps"), 2),
                 "spikes / image": round(total(network.evaluation, "spikes-per-image"), 1),
