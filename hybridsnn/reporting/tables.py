@@ -18,10 +18,11 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
 
     `T` is the number of steps, empty for an ann. `vs ANN` is the accuracy at the last step less that of the ann
     measured on the same data, in points; it is empty where there is no such ann, or more than one. `ceiling` is what
-    the network would have without unevenness, `layer-synchronous` the accuracy if its layers waited for each other,
-    `latency` the steps to the answer, left out where it is T for all. `best window` is the one of the readout that ends
-    at the last step. `early exit` is the accuracy with early exit, after `mean steps` on average. A column that would
-    be empty throughout is left out, and so is the data where it is the same for all.
+    the network would have without unevenness. `layer-synchronous` is the accuracy if its layers wait for each other,
+    and shares no column of results with other runs. `latency` is the number of steps to the answer, left out where it
+    is T for all. `best window` is the one of the readout that ends at the last step. `early exit` is the accuracy with
+    early exit, after `mean steps` on average. A column that would be empty throughout is left out, and so is the data
+    where it is the same for all.
     """
     last_steps = [last_step(network) for network in networks]
     most = max((steps for steps in last_steps if steps is not None), default=0)
@@ -31,7 +32,7 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
         accuracy = 100 * by_step(network.evaluation, "accuracy")
         final = 100 * total(network.evaluation, "accuracy") if steps is None else accuracy[steps]
         reference, synchronous = reference_accuracy(network, networks), layer_synchronous(network)
-        windows = best_windows(network.evaluation)
+        windows, spikes = best_windows(network.evaluation), total(network.evaluation, "spikes-per-image")
         best = windows.loc[steps] if steps in windows.index else None
         rows.append(
             {
@@ -49,7 +50,7 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
                 "best window (%)": math.nan if best is None else round(100 * best["accuracy"], 2),
                 "early exit (%)": round(100 * total(network.evaluation, "exit-accuracy"), 2),
                 "mean steps": round(total(network.evaluation, "exit-mean-steps"), 2),
-                "spikes / image": round(total(network.evaluation, "spikes-per-image"), 1),
+                "spikes / image": math.nan if len(synchronous) else round(spikes, 1),
             }
         )
     table = pd.DataFrame(rows).astype({"T": "Int64", "latency (steps)": "Int64"})

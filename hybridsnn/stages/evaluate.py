@@ -1,7 +1,7 @@
 """`evaluate`: accuracy at every time step, firing rates and spikes per image, in one pass over the images."""
 
 import time
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -86,20 +86,19 @@ def run(work: Work) -> None:
     write_metrics(work.folder, STAGE.name, config.split, rows)
 
 
+def _asked(config: EvaluateConfig) -> dict[str, Any]:
+    """The settings of spiking networks that are not the defaults."""
+    names, fields = ("exit_confidence", "operation", "ceiling", "windows"), EvaluateConfig.model_fields
+    return {name: value for name in names if (value := getattr(config, name)) != fields[name].default}
+
+
 def _refuse_of_anns(config: EvaluateConfig, network: Artifact) -> None:
     """Refuse what takes time steps."""
-    asked = {
-        "exit_confidence": config.exit_confidence is not None,
-        "operation": config.operation != "streaming",
-        "ceiling": config.ceiling != "last",
-        "windows": config.windows,
-    }
-    for name, given in asked.items():
-        if given:
-            raise ConfigError(
-                f"evaluate.{name}: got {getattr(config, name)} for {network.path}, an ANN, "
-                "which has no time steps; leave it out, or name spiking networks with --from"
-            )
+    for name, value in _asked(config).items():
+        raise ConfigError(
+            f"evaluate.{name}: got {value} for {network.path}, an ANN, "
+            "which has no time steps; leave it out, or name spiking networks with --from"
+        )
 
 
 def _check_run(config: EvaluateConfig, network: SpikingModel, timesteps: int, artifact: Artifact) -> None:
@@ -124,15 +123,15 @@ def _check_run(config: EvaluateConfig, network: SpikingModel, timesteps: int, ar
         raise ConfigError(
             f"evaluate.operation: {artifact.path} cannot run layer-synchronously, because {reason}; use 'streaming'"
         )
-    excluded = {"exit_confidence": config.exit_confidence, "windows": config.windows, "ceiling": config.ceiling}
-    for name, value in excluded.items():
-        if value not in (None, False, "last"):
+    for name, value in _asked(config).items():
+        if name != "operation":
             raise ConfigError(f"evaluate.{name}: got {value} with operation 'layer-synchronous'; leave one of them out")
 
 
 def _spiking_rows(
     network: SpikingModel, source: Batches, images: LoadedImages, work: Work, device: torch.device, timesteps: int
 ) -> Rows:
+    """All rows of one spiking network."""
     config = cast(EvaluateConfig, work.config)
     if config.operation == "layer-synchronous":
         return _pass(work, "evaluate", source, layer_synchronous_accuracy(network, device, timesteps=timesteps))
