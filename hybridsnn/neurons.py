@@ -10,6 +10,7 @@ from hybridsnn.kernels.neuron import Surrogate, scan
 from hybridsnn.surrogates import NEVER
 
 SMALLEST_THRESHOLD = 1e-3  # the lower bound of a learned threshold
+RESIDUAL = 1e-3  # of the threshold: a membrane that pre-steps leave at or below it tells of an activation of 0
 RESETS = {"soft": "subtract the threshold", "hard": "set the membrane to 0"}
 
 
@@ -111,6 +112,18 @@ class SpikingNeuron(TemporalModule):
             overwrite=overwrite,
         )
         return spikes, NeuronState(membrane, since_spike)
+
+    def restart(self, state: NeuronState) -> NeuronState:
+        """The state to start from anew after pre-steps (SRP: Hao et al., AAAI 2023).
+
+        With soft reset, all that came in is in the spikes and in the membrane. One that is left at or below about 0
+        has sent spikes for a current that did not last, so the neuron stays silent: its membrane starts at minus
+        infinity, where no current moves it. The paper's bound, 1e-3, is taken as a share of the threshold, since
+        membranes here are in units that differ from layer to layer.
+        """
+        membrane, since_spike = self.initial_state(state.membrane.unsqueeze(0))
+        level = along_channels(self.threshold.detach(), membrane).to(membrane)
+        return NeuronState(membrane.masked_fill(state.membrane <= RESIDUAL * level, -torch.inf), since_spike)
 
     @torch.no_grad()
     def project(self) -> None:

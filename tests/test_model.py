@@ -200,7 +200,7 @@ def test_metrics_of_a_spiking_network(encoder: str) -> None:
     trains: dict[str, Tensor] = {}
     with torch.no_grad():
         outputs, _ = model(frames_of(model, images, timesteps), observe=trains.__setitem__)
-    expected: dict[tuple[str, Any], float] = {("images", None): 7.0}
+    expected: dict[tuple[str, Any], float] = {("images", None): 7.0, ("latency", None): float(timesteps)}
     for step in range(timesteps):
         expected["accuracy", step + 1] = float((outputs[step].argmax(1) == labels).double().mean())
         expected["loss", step + 1] = float(nn.functional.cross_entropy(outputs[step], labels))

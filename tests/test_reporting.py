@@ -148,6 +148,39 @@ def test_leaving_early_is_shown_where_measured(tmp_path):
         assert ("With early exit" in (tmp_path / "index.html").read_text(encoding="utf-8")) == told
 
 
+def with_rows(network, metric, values):
+    """The network with a metric at some steps; label and other measurements as they are."""
+    rows = long_form(("test", None, step, None, metric, value) for step, value in values.items())
+    return replace(network, evaluation=pd.concat([network.evaluation, rows], ignore_index=True))
+
+
+@pytest.mark.parametrize("steps", [(3,), (1, 2, 3)])
+def test_the_ceiling_is_shown_where_measured(steps):
+    limited = with_rows(snn(), "ceiling", {step: 0.96 + 0.01 * step for step in steps})
+    assert as_text(accuracy_table([ann(0.97), limited]))["ceiling (%)"].tolist() == ["–", "99.00"]
+    assert "ceiling (%)" not in accuracy_table([ann(), snn()])
+    axes = FIGURES["accuracy"].draw([ann(0.97), limited, snn(label="other")]).axes[0]
+    curve, ceiling = axes.lines[1], axes.lines[2]
+    assert ceiling.get_xdata().tolist() == list(steps) and ceiling.get_color() == curve.get_color()
+    assert ceiling.get_ydata()[-1] == pytest.approx(99) and axes.get_ylim()[1] > 99
+    assert len(axes.lines) == 4
+
+
+def test_a_layer_synchronous_run_competes_with_none():
+    rows = [(3, "layer-synchronous-accuracy", 0.98), (None, "latency", 6), (None, "images", 360)]
+    evaluation = long_form(("test", None, step, None, metric, value) for step, metric, value in rows)
+    waiting = NetworkReport("waiting", "snn", "convert", "digits", "test", evaluation, None)
+    (headline,) = headlines([ann(), snn(), waiting])
+    assert "convert-max, classifies 90.00 %" in headline.sentence
+    card = headline.glances[2]
+    assert card.accuracy == "98.00 %" and not card.best
+    assert card.details[1:3] == ("layer-synchronous, T = 3", "latency of 6 time steps")
+    (alone,) = headlines([waiting])
+    assert "waiting, classifies 98.00 % of 360 images correctly in 6 time steps" in alone.sentence
+    figure = FIGURES["accuracy"].draw
+    assert len(figure([ann(), snn(), waiting]).axes[0].lines) == 2 and figure([ann(), waiting]) is None
+
+
 def test_every_step_is_kept():
     table = accuracy_by_step_table([ann(), snn([0.5, 0.123456])])
     assert table["T"].tolist() == [1, 2]

@@ -30,6 +30,9 @@ def headline(artifact: Artifact) -> dict[str, str]:
         return {}
     shown: dict[str, Callable[[float], str]] = {
         "accuracy": lambda fraction: f"{100 * fraction:.2f} %",
+        "ceiling": lambda fraction: f"{100 * fraction:.2f} %",
+        "layer-synchronous-accuracy": lambda fraction: f"{100 * fraction:.2f} %",
+        "latency": lambda steps: f"{steps:,.0f} steps",
         "spikes-per-image": lambda count: f"{count:,.0f}",
         "exit-accuracy": lambda fraction: f"{100 * fraction:.2f} %",
         "exit-mean-steps": lambda steps: f"{steps:.2f}",

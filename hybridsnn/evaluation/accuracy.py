@@ -1,5 +1,7 @@
 """Accuracy of an ANN, and accuracy at every time step, firing rates and spikes per image of a spiking network."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,17 +34,21 @@ def ann_accuracy(model: nn.Module, device: torch.device) -> Measurement[Rows]:
     return Measurement(of_batch, result)
 
 
-def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, seed: int) -> Measurement[Rows]:
+def snn_accuracy(
+    model: SpikingModel, device: torch.device, *, timesteps: int, seed: int, windows: bool = False
+) -> Measurement[Rows]:
     """Simulate T time steps, chunk by chunk, so that memory does not grow with T.
 
     Args:
-        timesteps: T.
+        timesteps: T, at least `model.first_answer`.
         seed: of the encoder.
+        windows: also count the answers of every window of the readout, which does not leak; for T of a few dozen.
 
     Returns:
         rows `metric`, `value` and, where it applies, `step` (1..T) or `layer`: `accuracy` and `loss` of the output
-        accumulated up to each step, `firing-rate` (spikes per neuron and step) and `spikes-per-image` of each layer,
-        `spikes-per-image` of all, `images`.
+        accumulated up to each step from the first that is read on, `latency` (T: all steps), `firing-rate` (spikes per
+        neuron and step) and `spikes-per-image` of each layer, `spikes-per-image` of all, `images`; with windows,
+        `window-accuracy` of the output summed over the steps `start` to `step`.
     """
     layers = list(model.neurons)
 
@@ -61,10 +67,14 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
 
         images, labels = batch.images.to(device), batch.labels.to(device)
         state: ModelState | None = None
+        flows: list[Tensor] = []
         for start in range(0, timesteps, CHUNK):
             steps = min(CHUNK, timesteps - start)
             frames = model.encoder(images, batch.indices, steps, start=start, seed=seed)
-            outputs, state = model(frames, state, observe=observe)
+            currents, readout, state = model.run(frames, state, observe=observe)
+            outputs = readout if currents.dtype == torch.float64 else readout.float()
+            if windows:
+                flows.append(currents)
             window = slice(start, start + steps)
             correct[window] = (outputs.argmax(2) == labels).sum(1).double().cpu()
             repeated = labels.expand(steps, -1).flatten()
@@ -77,20 +87,63 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
             "spikes": torch.tensor(list(spikes.values()), dtype=torch.float64),
             "neurons": torch.tensor(list(neurons.values())),
         }
+        if windows:
+            sums["windows"] = _right_in_windows(torch.cat(flows), labels).cpu()
         return {name: values.unsqueeze(0) for name, values in sums.items()}
 
     def result(measured: dict[str, Tensor]) -> Rows:
         sums = {name: values.sum(0) for name, values in measured.items()}
-        images, spikes = int(sums["images"]), sums["spikes"].tolist()
+        images = int(sums["images"])
         rows: Rows = []
-        for step in range(timesteps):
+        for step in range(model.first_answer - 1, timesteps):
             rows.append({"step": step + 1, "metric": "accuracy", "value": float(sums["correct"][step]) / images})
             rows.append({"step": step + 1, "metric": "loss", "value": float(sums["loss"][step]) / images})
-        for name, count, neurons in zip(layers, spikes, sums["neurons"].tolist(), strict=True):
-            rows.append({"layer": name, "metric": "firing-rate", "value": count / neurons / timesteps})
-            rows.append({"layer": name, "metric": "spikes-per-image", "value": count / images})
-        rows.append({"metric": "spikes-per-image", "value": sum(spikes) / images})
-        rows.append({"metric": "images", "value": float(images)})
-        return rows
+        rows.append({"metric": "latency", "value": float(timesteps)})
+        if windows:
+            right = sums["windows"].tolist()
+            rows += [
+                {
+                    "start": start + 1,
+                    "step": stop + 1,
+                    "metric": "window-accuracy",
+                    "value": right[start][stop] / images,
+                }
+                for stop in range(timesteps)
+                for start in range(model.pre_steps, stop + 1)
+            ]
+        return rows + activity_rows(layers, sums["spikes"], sums["neurons"], images, timesteps)
 
     return Measurement(of_batch, result)
+
+
+def activity_rows(layers: Sequence[str], spikes: Tensor, neurons: Tensor, images: int, timesteps: int) -> Rows:
+    """Rows of how much a network fires: see `snn_accuracy`.
+
+    Args:
+        spikes: of each layer, of all images.
+        neurons: how many a layer has, times the number of images.
+        timesteps: for which each layer may fire.
+    """
+    rows: Rows = []
+    for name, count, places in zip(layers, spikes.tolist(), neurons.tolist(), strict=True):
+        rows.append({"layer": name, "metric": "firing-rate", "value": count / places / timesteps})
+        rows.append({"layer": name, "metric": "spikes-per-image", "value": count / images})
+    rows.append({"metric": "spikes-per-image", "value": sum(spikes.tolist()) / images})
+    rows.append({"metric": "images", "value": float(images)})
+    return rows
+
+
+def _right_in_windows(currents: Tensor, labels: Tensor) -> Tensor:
+    """How many answers are right in each window, float64 `[start, stop]`, from currents into the readout `[T, B, K]`.
+
+    Start and stop are inside the window; the entries of windows that end before they start are 0.
+    """
+    timesteps = len(currents)
+    before = torch.zeros_like(currents[:1], dtype=torch.float64)
+    sums = torch.cat([before, currents.double().cumsum(0)])  # over the first 0, 1, ... T steps
+    right = torch.zeros(timesteps, timesteps, dtype=torch.float64, device=currents.device)
+    for stop in range(1, timesteps + 1):
+        outputs = sums[stop] - sums[:stop]
+        outputs = outputs if currents.dtype == torch.float64 else outputs.float()  # as the output of all steps is
+        right[:stop, stop - 1] = (outputs.argmax(2) == labels).sum(1).double()
+    return right

@@ -12,6 +12,7 @@ after T steps with a probability of at most 1 - P, for any network and any data.
 """
 
 import math
+from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -138,9 +139,11 @@ def answer_early(
     for start in range(0, timesteps, CHUNK):
         steps = torch.arange(min(CHUNK, timesteps - start), device=images.device).unsqueeze(1)
         spikes = torch.zeros(len(steps), len(places), dtype=torch.float64, device=images.device)
+        seen: Counter[str] = Counter()  # steps of each layer: pre-steps that end in this chunk come apart from the rest
 
-        def observe(name: str, values: Tensor, spikes: Tensor = spikes) -> None:
-            spikes += values.flatten(2).sum(2, dtype=torch.float64)
+        def observe(name: str, values: Tensor, spikes: Tensor = spikes, seen: Counter[str] = seen) -> None:
+            spikes[seen[name] : seen[name] + len(values)] += values.flatten(2).sum(2, dtype=torch.float64)
+            seen[name] += len(values)
 
         frames = model.encoder(images, indices, len(steps), start=start, seed=seed)
         outputs, state = model(frames, state, observe=observe)

@@ -40,7 +40,7 @@ class FigureKind:
 @rc_context(STYLE)
 def accuracy_figure(networks: Sequence[NetworkReport]) -> Figure | None:
     """Accuracy over time steps: a curve per spiking network, a line per ann, a panel per data they were measured on."""
-    spiking = {evaluation_of(network) for network in networks if network.kind == "snn"}
+    spiking = {evaluation_of(network) for network in networks if len(by_step(network.evaluation, "accuracy"))}
     panels = [(data, members) for data, members in _grouped(networks, evaluation_of) if data in spiking]
     if not panels:
         return None
@@ -49,6 +49,7 @@ def accuracy_figure(networks: Sequence[NetworkReport]) -> Figure | None:
     looks = _looks(networks)
     for axes, (data, members) in zip(all_axes, panels, strict=True):
         lines = []  # (final accuracy, line, name)
+        ceilings: list[float] = []
         lowest, longest = 100.0, 1
         for index, name in members:
             network = networks[index]
@@ -62,6 +63,7 @@ def accuracy_figure(networks: Sequence[NetworkReport]) -> Figure | None:
                 mean, early = (total(network.evaluation, f"exit-{metric}") for metric in ("mean-steps", "accuracy"))
                 if early == early:
                     axes.plot(mean, 100 * early, color=looks[index]["color"], marker="*", markersize=12)
+                ceilings += _draw_ceiling(axes, network, looks[index]["color"])
                 lowest, longest = min(lowest, curve.min()), max(longest, int(curve.index.max()))
             else:
                 continue
@@ -75,11 +77,22 @@ def accuracy_figure(networks: Sequence[NetworkReport]) -> Figure | None:
             alignment="left",
             title=data if len(panels) > 1 else None,
         )
-        zoom(axes, lowest, [final for final, _, _ in lines])
+        zoom(axes, lowest, [final for final, _, _ in lines], ceilings)
         mark_steps(axes, longest)
         axes.set_ylabel("accuracy (%)")
         axes.set_xlabel("time steps T")
     return figure
+
+
+def _draw_ceiling(axes: Axes, network: NetworkReport, colour: str) -> list[float]:
+    """A dashed line where it is known at several steps, else a bar; returns the last of it, in percent."""
+    ceiling = 100 * by_step(network.evaluation, "ceiling")
+    if not len(ceiling):
+        return []
+    bar = {"marker": "_", "markersize": 14, "markeredgewidth": 1.6}
+    shape: dict[str, Any] = {"linestyle": (0, (2, 1.5)), "linewidth": 1.3} if len(ceiling) > 1 else bar
+    axes.plot(ceiling.index, ceiling.to_numpy(), color=colour, zorder=1.5, **shape)
+    return ceiling.tolist()[-1:]
 
 
 def firing_rate_figure(networks: Sequence[NetworkReport]) -> Figure | None:
@@ -208,6 +221,8 @@ FIGURES = {
         "Accuracy over time",
         "Accuracy of a spiking network after T time steps; beside its name, the value at its last step. "
         "A dashed line is an ANN. A star is a network with early exit, at its mean number of steps. "
+        "A short dashed line in the colour of a network, or a bar where it was measured at the last step only, is its "
+        "ceiling: its accuracy if every layer spiked as often as its mean current says. "
         "The axis shows the range of the final values: "
         "much lower values at few steps lie below it, and are in the table.",
     ),

@@ -33,6 +33,20 @@ def by_layer(metrics: pd.DataFrame, metric: str) -> pd.Series:
     return pd.Series(rows["value"].to_numpy(dtype=float), index=[str(layer) for layer in rows["layer"]])
 
 
+def best_windows(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The window of the readout with the highest accuracy for each last step, the longest if several have it.
+
+    Columns `start` (its first step), `accuracy` and `whole`, the accuracy of the longest window; index: its last step.
+    """
+    rows = metrics[metrics["metric"] == "window-accuracy"]
+    if not len(rows):
+        return pd.DataFrame(columns=["start", "accuracy", "whole"])
+    rows = rows.astype({"step": int, "start": int}).sort_values(["step", "start"])
+    by_step = rows.groupby("step")
+    best = rows.loc[by_step["value"].idxmax()].set_index("step")  # the first of several
+    return pd.DataFrame({"start": best["start"], "accuracy": best["value"], "whole": by_step["value"].first()})
+
+
 def _is_empty(cells: pd.Series) -> pd.Series:
     return cells.isna() | (cells.astype(str) == "")
 

@@ -15,7 +15,7 @@ class NetworkReport:
     the loss and accuracy of each training epoch, and is None where the network was not trained by its stage.
     """
 
-    label: str  # artifact name
+    label: str  # artifact name, and how it was run if not as usual
     kind: str  # "ann" or "snn"
     stage: str  # stage that made the network
     dataset: str

@@ -19,6 +19,7 @@ from hybridsnn.reporting.tables import (
     firing_rate_table,
     markdown,
     spikes_table,
+    windows_table,
 )
 
 
@@ -34,11 +35,12 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
         raise ArtifactError("report: got no evaluated network. Run `hybridsnn evaluate` first")
     folder.mkdir(parents=True, exist_ok=True)
     accuracy, steps = accuracy_table(networks), accuracy_by_step_table(networks)
+    windows = windows_table(networks)
     by_layer = {"firing_rates": firing_rate_table(networks), "spikes": spikes_table(networks)}
-    for name, table in {"accuracy": accuracy, "accuracy_by_step": steps, **by_layer}.items():
+    for name, table in {"accuracy": accuracy, "accuracy_by_step": steps, "windows": windows, **by_layer}.items():
         if len(table):
             table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-    for name, table in {"accuracy": accuracy, **by_layer}.items():
+    for name, table in {"accuracy": accuracy, "windows": windows, **by_layer}.items():
         if len(table):
             (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
 
@@ -59,7 +61,8 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
         data=_data(networks),
         headlines=headlines(networks),
         accuracy=grid(accuracy, "Accuracy and cost of each network"),
-        early_exit="mean steps" in accuracy,
+        shown=set(accuracy.columns),
+        windows=grid(windows, "The best window of the readout at each T") if len(windows) else None,
         figures=figures,
         artifacts=list(zip(anchors, provenance, strict=True)),
         anchor_of={artifact.name: anchor for anchor, artifact in zip(anchors, provenance, strict=True)},

@@ -1,5 +1,6 @@
 """The style of all figures: sizes, colours, and ranges of axes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -39,14 +40,17 @@ STYLE: dict[Any, Any] = {
 MARKER_DISTANCE = 0.04  # at least, along a curve, as a share of the panel's diagonal
 
 
-def zoom(axes: Axes, lowest: float, finals: list[float]) -> None:
-    """Limit the axis to the final accuracies and a range below in which their differences stay visible."""
+def zoom(axes: Axes, lowest: float, finals: list[float], others: Sequence[float] = ()) -> None:
+    """Limit the axis to the final accuracies and a range below in which their differences stay visible.
+
+    It reaches up to the `others` too.
+    """
     best, worst = max(finals), min(finals)
     bottom = best - max(20.0, 4 * (best - worst))
     if lowest > best - 1.25 * (best - bottom):  # then little would be cut off, or nothing
         bottom = min(lowest, best - 5)  # a narrower range would make much of nothing
     margin = 0.05 * (best - bottom)
-    axes.set_ylim(bottom - margin, best + margin)
+    axes.set_ylim(bottom - margin, max([best, *others]) + margin)
     axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
 
 

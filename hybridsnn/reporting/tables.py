@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from hybridsnn.reporting.metrics import by_layer, by_step, total
+from hybridsnn.reporting.metrics import best_windows, by_layer, by_step, total
 from hybridsnn.reporting.quantities import signed
 from hybridsnn.reporting.records import NetworkReport, evaluation_of, names_of
 from hybridsnn.reporting.results import Result, gaps
@@ -17,9 +17,12 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
     """One row per network: accuracy in % at its last step and at the powers of two before, and what it costs.
 
     `T` is the number of steps, empty for an ann. `vs ANN` is the accuracy at the last step less that of the ann
-    measured on the same data, in points; it is empty where there is no such ann, or more than one. `early exit`
-    is the accuracy with early exit, after `mean steps` on average. A column that would be empty
-    throughout is left out, and so is the data where it is the same for all.
+    measured on the same data, in points; it is empty where there is no such ann, or more than one. `ceiling` is what
+    the network would have without unevenness. `layer-synchronous` is the accuracy if its layers wait for each other,
+    and shares no column of results with other runs. `latency` is the number of steps to the answer, left out where it
+    is T for all. `best window` is the one of the readout that ends at the last step. `early exit` is the accuracy with
+    early exit, after `mean steps` on average. A column that would be empty throughout is left out, and so is the data
+    where it is the same for all.
     """
     last_steps = [last_step(network) for network in networks]
     most = max((steps for steps in last_steps if steps is not None), default=0)
@@ -28,24 +31,33 @@ def accuracy_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
     for network, steps in zip(networks, last_steps, strict=True):
         accuracy = 100 * by_step(network.evaluation, "accuracy")
         final = 100 * total(network.evaluation, "accuracy") if steps is None else accuracy[steps]
-        reference = reference_accuracy(network, networks)
+        reference, synchronous = reference_accuracy(network, networks), layer_synchronous(network)
+        windows, spikes = best_windows(network.evaluation), total(network.evaluation, "spikes-per-image")
+        best = windows.loc[steps] if steps in windows.index else None
         rows.append(
             {
                 "network": network.label,
                 "stage": network.stage,
                 "data": evaluation_of(network),
-                "T": steps,
+                "T": synchronous.index[-1] if len(synchronous) else steps,
                 "accuracy (%)": round(final, 2),
                 "vs ANN (points)": round(final - reference, 2),
+                "ceiling (%)": round(100 * by_step(network.evaluation, "ceiling").get(steps, math.nan), 2),
+                "layer-synchronous (%)": round(100 * synchronous.iloc[-1], 2) if len(synchronous) else math.nan,
+                "latency (steps)": total(network.evaluation, "latency"),
                 **{f"T={power} (%)": round(accuracy.get(power, math.nan), 2) for power in powers},
+                "best window": None if best is None else f"{best['start']:.0f}–{steps}",
+                "best window (%)": math.nan if best is None else round(100 * best["accuracy"], 2),
                 "early exit (%)": round(100 * total(network.evaluation, "exit-accuracy"), 2),
                 "mean steps": round(total(network.evaluation, "exit-mean-steps"), 2),
-                "spikes / image": round(total(network.evaluation, "spikes-per-image"), 1),
+                "spikes / image": math.nan if len(synchronous) else round(spikes, 1),
             }
         )
-    table = pd.DataFrame(rows).astype({"T": "Int64"})
-    optional = ["T", "vs ANN (points)", "early exit (%)", "mean steps", "spikes / image"]
-    unneeded = [name for name in optional if table[name].isna().all()]
+    table = pd.DataFrame(rows).astype({"T": "Int64", "latency (steps)": "Int64"})
+    if (table["latency (steps)"].isna() | (table["latency (steps)"] == table["T"]).fillna(False)).all():
+        table["latency (steps)"] = pd.NA
+    kept = ("network", "stage", "data", "accuracy (%)")
+    unneeded = [name for name in table.columns if name not in kept and table[name].isna().all()]
     if table["data"].nunique() == 1:
         unneeded.append("data")
     return table.drop(columns=unneeded)
@@ -62,6 +74,17 @@ def accuracy_by_step_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def windows_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
+    """The best window of the readout that ends at each step, beside the longest: a row per network and step."""
+    columns = ["network", "data", "T", "best window", "accuracy (%)", "of all steps (%)"]
+    rows = [
+        (network.label, evaluation_of(network), stop, f"{row.start:.0f}–{stop}", 100 * row.accuracy, 100 * row.whole)
+        for network in networks
+        for stop, row in best_windows(network.evaluation).iterrows()
+    ]
+    return pd.DataFrame(rows, columns=columns).round(6)
+
+
 def firing_rate_table(networks: Sequence[NetworkReport]) -> pd.DataFrame:
     """Spikes per neuron and step: a row per layer, a column per spiking network, empty where it has no such layer."""
     return _layer_table(networks, "firing-rate")
@@ -76,6 +99,11 @@ def last_step(network: NetworkReport) -> int | None:
     """The last time step whose accuracy was measured; None for an ann."""
     steps = by_step(network.evaluation, "accuracy").index
     return int(steps.max()) if len(steps) else None
+
+
+def layer_synchronous(network: NetworkReport) -> pd.Series:
+    """The accuracy of a layer-synchronous run by its T; empty for a network that was run otherwise."""
+    return by_step(network.evaluation, "layer-synchronous-accuracy")
 
 
 def reference_accuracy(network: NetworkReport, networks: Sequence[NetworkReport]) -> float:

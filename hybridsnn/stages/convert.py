@@ -53,6 +53,15 @@ class ConvertConfig(OptionSettings):
     readout_leak: float = Field(
         1.0, ge=0, le=1, description="What the readout keeps from one time step to the next; 1 sums all it gets."
     )
+    readout_from: int = Field(
+        1, ge=1, description="First time step whose output is read, from 1; T counts those before it too."
+    )
+    pre_steps: int = Field(
+        0,
+        ge=0,
+        description="Time steps, the first of the T, that only find out which neurons should stay silent; then all "
+        "membranes start again (SRP).",
+    )
     encoder: Annotated[str, Choice(ENCODERS, "encoder")] | None = Field(
         None, description="How images become frames; unset: event for event data, else direct."
     )
@@ -97,6 +106,7 @@ def run(work: Work) -> None:
     network, description = load_network(work.parents[0])
     balancer, corrections = config.balancer(), config.corrections()
     encoder, timesteps = coding(config, description.data)
+    _check_readout(config, encoder, timesteps)
     potential = config.initial_potential
     if potential is None:  # an input that changes in time needs no centring
         potential = balancer.initial_potential if encoder == "direct" else 0.0
@@ -109,13 +119,16 @@ def run(work: Work) -> None:
         max_pool=config.max_pool,
         batch_norm="fold" if balancer.folds_batch_norm else "keep",
         readout_leak=config.readout_leak,
+        readout_from=config.readout_from,
+        pre_steps=config.pre_steps,
         biases=any(correction.biases for correction in corrections),
         potentials=next((found for correction in corrections if (found := correction.potentials)), None),
     )
     model = spiking.build(network, description.network.input_shape).to(fabric.device)
 
     def draw(count: int) -> Calibration:
-        return replace(calibration(config, count, model, description, work), timesteps=timesteps)
+        shown = timesteps - config.pre_steps  # the steps in which neurons show what they stand for
+        return replace(calibration(config, count, model, description, work), timesteps=shown)
 
     if corrections:
         balancer.set_thresholds(model.body, draw, corrections)
@@ -152,6 +165,23 @@ def coding(config: ConvertConfig, data: DataSpec) -> tuple[str, int]:
             f"or make the network with --event-frames {timesteps}"
         )
     return encoder, timesteps
+
+
+def _check_readout(config: ConvertConfig, encoder: str, timesteps: int) -> None:
+    """Refuse pre-steps that mean nothing, and a readout that never begins."""
+    if config.pre_steps and (encoder != "direct" or config.reset != "soft"):
+        raise ConfigError(
+            f"convert.pre_steps: got {config.pre_steps} with encoder '{encoder}' and reset '{config.reset}', "
+            "must be 0 unless they are 'direct' and 'soft': only then a membrane tells of the activation"
+        )
+    if config.pre_steps >= timesteps:
+        raise ConfigError(
+            f"convert.pre_steps: got {config.pre_steps}, must be below the {timesteps} time steps, which include them"
+        )
+    if config.readout_from > timesteps:
+        raise ConfigError(
+            f"convert.readout_from: got {config.readout_from}, must be at most the {timesteps} time steps"
+        )
 
 
 def calibration(

@@ -64,6 +64,11 @@ def run(work: Work) -> None:
     model = cast(SpikingModel, loaded)
     spiking = description.spiking
     assert spiking is not None  # the parent is an snn
+    if model.first_answer > 1:
+        raise ConfigError(
+            f"finetune: {work.parents[0].path} is read from step {model.first_answer} on; fine-tune a network that was "
+            "converted without --readout-from and --pre-steps"
+        )
     timesteps = config.timesteps or spiking.timesteps
     rule = config.rule().at(timesteps)
     images = open_again(description, work).on(fabric.device)

@@ -21,6 +21,7 @@ from hybridsnn.networks import NetworkSpec
 
 MODEL, WEIGHTS, METRICS = "model.json", "model.safetensors", "metrics.csv"
 COLUMNS = ("stage", "split", "epoch", "step", "layer", "metric", "value")
+START = "start"  # one more column where a row has it: of a window of the readout, the first step; `step` is its last
 
 
 class _Description(BaseModel):
@@ -31,10 +32,10 @@ class SpikingDescription(_Description):
     """How the network is made spiking.
 
     Attributes:
-        timesteps: number of time steps T, unless an evaluation sets another.
+        timesteps: number of time steps T, all counted, unless an evaluation sets another.
         granularity, reset, initial_potential, max_pool: see `spiking_body`.
         batch_norm: folded into the synapses, or kept in them.
-        readout_leak: see `SpikingModel`.
+        readout_leak, readout_from, pre_steps: see `SpikingModel`.
         biases, potentials: what corrections needed, see `spiking_body`.
     """
 
@@ -46,6 +47,8 @@ class SpikingDescription(_Description):
     max_pool: Annotated[str, Choice(MAX_POOL_CHOICES, "max_pool")]
     batch_norm: Literal["fold", "keep"] = "fold"  # defaults: an artifact of version 0.1.0 does not say
     readout_leak: float = 1.0
+    readout_from: int = 1
+    pre_steps: int = 0
     biases: bool = False
     potentials: Literal["channel", "neuron"] | None = None
 
@@ -66,7 +69,13 @@ class SpikingDescription(_Description):
             biases=self.biases,
             potentials=self.potentials,
         )
-        return SpikingModel(body, self.encoder, readout_leak=self.readout_leak)
+        return SpikingModel(
+            body,
+            self.encoder,
+            readout_leak=self.readout_leak,
+            readout_from=self.readout_from,
+            pre_steps=self.pre_steps,
+        )
 
 
 class ModelDescription(_Description):
@@ -181,8 +190,9 @@ def encoder_for(name: str, preprocessing: Preprocessing) -> Encoder:
 
 def write_metrics(folder: Path, stage: str, split: str, rows: list[dict[str, Any]]) -> None:
     """Write rows of metrics in long form; the `split` of a row, if it has one, replaces the one given."""
-    frame = pd.DataFrame([{"stage": stage, "split": split, **row} for row in rows], columns=list(COLUMNS))
-    whole = {column: frame[column].astype("Int64") for column in ("epoch", "step")}
+    columns = (*COLUMNS, START) if any(START in row for row in rows) else COLUMNS
+    frame = pd.DataFrame([{"stage": stage, "split": split, **row} for row in rows], columns=list(columns))
+    whole = {column: frame[column].astype("Int64") for column in ("epoch", "step", START) if column in columns}
     frame.assign(**whole).to_csv(folder / METRICS, index=False)
 
 

@@ -58,8 +58,9 @@ def _network_report(evaluation: Artifact, network: Artifact, names: Mapping[Path
     history = read_metrics(network) if METRICS in network.manifest.files else None
     if history is not None and "epoch" in history and history["epoch"].isna().all():
         history = None
+    operation = evaluation.config().get("operation", "streaming")
     return NetworkReport(
-        label=names[network.path.resolve()],
+        label=names[network.path.resolve()] + ("" if operation == "streaming" else f", {operation}"),
         kind=network.kind,
         stage=network.manifest.stage,
         dataset=evaluation.manifest.data.name,
