@@ -10,6 +10,7 @@ from hybridsnn.batch import Batch
 from hybridsnn.config import Choice
 from hybridsnn.data import AUGMENTATIONS
 from hybridsnn.encoders import Frames
+from hybridsnn.errors import ConfigError
 from hybridsnn.evaluation.accuracy import snn_accuracy
 from hybridsnn.evaluation.measurement import evaluate
 from hybridsnn.learning import OPTIMISERS, RULES, LearningRule, OwnRate, seed_of
