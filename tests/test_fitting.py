@@ -105,7 +105,8 @@ def test_mmse_is_the_search_over_candidates(timesteps: int, granularity: str, mo
 @pytest.mark.parametrize("corrections", SETS)
 @pytest.mark.parametrize("balancer", ["max", "mmse"])
 def test_corrections_lower_the_error(balancer: str, corrections: str, granularity: str) -> None:
-    """Where neurons that start from 0 round down; in the first layer, whose currents are equal, and in all together."""
+    """Where neurons that start from 0 round down: in all layers together, and in the first, whose currents are those of
+    the ANN, so that weights are right there."""
     network = seeded(chain())
     chosen = calibration(pictures(32), timesteps=4)
     bodies = [body_for(network, given, 0.0, granularity=granularity) for given in ([], SETS[corrections])]
@@ -113,7 +114,8 @@ def test_corrections_lower_the_error(balancer: str, corrections: str, granularit
     for body, given in zip(bodies, ([], SETS[corrections]), strict=True):
         BALANCERS[balancer]().balance(body, chosen, given)
     plain, corrected = (errors(network, body, chosen) for body in bodies)
-    assert corrected[0] < plain[0] and sum(corrected) < sum(plain)
+    shifts = corrections != "weights"
+    assert (corrected[0] < plain[0] if shifts else corrected[0] == plain[0]) and sum(corrected) < sum(plain)
     assert names[0] < names[1] and [set(body.state_dict()) for body in bodies] == names
 
 

@@ -36,6 +36,7 @@ class SpikingDescription(_Description):
         batch_norm: folded into the synapses, or kept in them.
         readout_leak: see `SpikingModel`.
         biases, potentials: what corrections needed, see `spiking_body`.
+        balance, corrections: what set the thresholds, and what corrected them; of "auto", what it chose.
     """
 
     encoder: Encoder
@@ -48,6 +49,8 @@ class SpikingDescription(_Description):
     readout_leak: float = 1.0
     biases: bool = False
     potentials: Literal["channel", "neuron"] | None = None
+    balance: str | None = None
+    corrections: tuple[str, ...] = ()
 
     def build(self, network: nn.Module, input_shape: tuple[int, ...]) -> SpikingModel:
         """The spiking network with a network's weights, and thresholds of 1.
