@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,7 +46,10 @@ def ways(options: Automatic, correct: tuple[str, ...]) -> list[Way]:
         options: shared by all.
         correct: corrections that the user chose, in the place of all sets; empty: none chosen.
     """
-    shared = {"calibration_images": options.calibration_images, "threshold_scale": options.threshold_scale}
+    shared: dict[str, Any] = {
+        "calibration_images": options.calibration_images,
+        "threshold_scale": options.threshold_scale,
+    }
     balancers = {name: entry(**shared) for name, entry in BALANCERS.items() if issubclass(entry, MeasuringBalancer)}
     sets = [correct] if correct else CORRECTIONS_TRIED
     return [Way(name, balancer, tried) for tried in sets for name, balancer in balancers.items()]
