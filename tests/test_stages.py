@@ -27,11 +27,11 @@ from hybridsnn.config import resolve
 from hybridsnn.conversion import BALANCERS, GRANULARITIES, MeasuringBalancer
 from hybridsnn.data import DATASETS, ImageData, MemoryImages, image_data, load
 from hybridsnn.encoders import ENCODERS
-from hybridsnn.errors import ArtifactError, ConfigError
+from hybridsnn.errors import ArtifactError, ConfigError, OutOfTimeError
 from hybridsnn.learning import RULES
 from hybridsnn.learning.rules.base import LearnsIfAsked
 from hybridsnn.model import SpikingModel
-from hybridsnn.stages import STAGES, convert, finetune, train_ann
+from hybridsnn.stages import STAGES, automatic, convert, finetune, train_ann
 from hybridsnn.stages.base import Environment, Work, execute
 from hybridsnn.stages.images import open_again, open_new
 from hybridsnn.stages.networks import COLUMNS, METRICS, MODEL, WEIGHTS, ModelDescription, load_network
@@ -612,6 +612,55 @@ class Sealed(MemoryImages):
         raise PermissionError("looked at the test images")
 
 
+def test_auto_takes_the_best_that_it_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of balancers from outside too; interrupted, it goes on; the accuracy is the one that `evaluate` measures."""
+
+    class Half(BALANCERS["mmse"]):
+        summary = "half the threshold"
+
+        def fit(self, layer: Any) -> Tensor:
+            return super().fit(layer) / 2
+
+    monkeypatch.setitem(BALANCERS, "half", Half)
+    monkeypatch.setattr(automatic, "CORRECTIONS_TRIED", ((), ("weights", "bias")))
+    for name in ("activation-max", "percentile", "ltb"):
+        monkeypatch.delitem(BALANCERS, name)
+    ann = make(tmp_path, "train-ann", **ANN)
+    settings = {"balance": "auto", "timesteps": 2, "auto_images": 100, "calibration_images": 64}
+    asked: list[None] = []
+    layers = sum(isinstance(module, nn.ReLU) for module in load_network(ann)[0].modules())
+
+    def in_the_third() -> bool:
+        asked.append(None)
+        return len(asked) > 2 * layers + 2
+
+    environment = Environment(device="cpu", time_is_up=in_the_third)
+    with pytest.raises(OutOfTimeError):
+        execute(STAGES["convert"], resolve(STAGES["convert"].config, settings, ""), [ann], tmp_path, environment)
+    notes = Notes()
+    chosen = make(tmp_path, "convert", ann, notes=notes, **settings)
+    rows = metrics(chosen)
+    tried = rows[rows["metric"] == "tried"].set_index("layer")["value"]
+    balancers = [name for name, entry in BALANCERS.items() if issubclass(entry, MeasuringBalancer)]
+    assert list(tried.index) == [*balancers, *(f"{name} + weights + bias" for name in balancers)] and "half" in tried
+    spiking = load_network(chosen)[1].spiking
+    assert spiking is not None and spiking.granularity == "channel"
+    assert " + ".join((str(spiking.balance), *spiking.corrections)) == tried.idxmax()  # the first of several
+    again = make(tmp_path, "convert", ann, balance=spiking.balance, correct=spiking.corrections, timesteps=2,
+                 granularity="channel", calibration_images=64)  # fmt: skip
+    assert again.manifest.files[WEIGHTS] == chosen.manifest.files[WEIGHTS]
+    measured = make(tmp_path, "evaluate", chosen, split="validation", images=100)
+    assert accuracies(measured)[-1] == pytest.approx(tried.max(), abs=1e-12)
+    assert resolve(STAGES["convert"].config, {**settings, "granularity": "layer"}, "").granularity == "layer"
+    assert resolve(STAGES["convert"].config, {}, "").granularity == "layer"
+
+
+def test_auto_needs_validation_images(tmp_path: Path) -> None:
+    ann = make(tmp_path, "train-ann", width=0.25, epochs=0, validation=0.0)
+    with pytest.raises(ConfigError, match="none were held out; hold some out"):
+        make(tmp_path, "convert", ann, balance="auto")
+
+
 def test_only_evaluate_sees_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def seal(data: ImageData) -> ImageData:
         assert isinstance(data.test, MemoryImages)
@@ -622,7 +671,7 @@ def test_only_evaluate_sees_test_images(tmp_path: Path, monkeypatch: pytest.Monk
     loaded = make(tmp_path, "load-ann", width=0.25, batch_norm=True, weights=ann.file(WEIGHTS))
     stairs = make(tmp_path, "train-ann", name="stairs", **ANN | {"epochs": 1, "activation": "qcfs"})
     for balance in BALANCERS:
-        images = {"calibration_images": 32} if issubclass(BALANCERS[balance], MeasuringBalancer) else {}
+        images = {"calibration_images": 32} if "calibration_images" in BALANCERS[balance].model_fields else {}
         start = stairs if balance == "qcfs" else loaded
         converted = make(tmp_path, "convert", start, balance=balance, timesteps=2, **images)
     tuned = make(tmp_path, "finetune", converted, epochs=1)

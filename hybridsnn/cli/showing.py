@@ -1,6 +1,7 @@
 """Commands that show runs, artifacts, and the registered choices."""
 
 import importlib
+import json
 from pathlib import Path
 
 import click
@@ -105,6 +106,7 @@ def _show_artifact(artifact: Artifact, as_json: bool) -> None:
         "digest": artifact.digest[:12],
         "made from": " -> ".join(parent.name for parent in ancestors or manifest.parents) or None,
         "files": ", ".join(manifest.files),
+        "thresholds by": _thresholds_by(artifact),
         **headline(artifact),
         **{f"  {setting}": value for setting, value in artifact.config().items()},
     }
@@ -112,6 +114,15 @@ def _show_artifact(artifact: Artifact, as_json: bool) -> None:
     width = max(map(len, known))
     for label, value in known.items():
         click.echo(f"{label:<{width}}  {value}")
+
+
+def _thresholds_by(artifact: Artifact) -> str | None:
+    """What set and corrected the thresholds of a spiking network; of `auto`, what it chose."""
+    if "model.json" not in artifact.manifest.files:
+        return None
+    description = json.loads(artifact.file("model.json").read_text(encoding="utf-8"))
+    spiking = description.get("spiking") or {}
+    return " + ".join([spiking["balance"], *spiking["corrections"]]) if spiking.get("balance") else None
 
 
 @click.command("list")

@@ -80,9 +80,11 @@ def spiking_body(
     return body
 
 
-def bias_synapse(body: fx.GraphModule, neuron: fx.Node) -> nn.Module | None:
-    """The synapse whose bias is added to the current of a layer of neurons, and to nothing else; None if none is."""
-    pending = [neuron.all_input_nodes[0]]
+def bias_synapse(body: fx.GraphModule, end: fx.Node) -> nn.Module | None:
+    """The synapse whose bias is added to the current of a layer of neurons, or of the readout, and to nothing else;
+    None if none is.
+    """
+    pending = [end.all_input_nodes[0]]
     while pending:
         node = pending.pop(0)
         if len(node.users) > 1:
@@ -96,7 +98,7 @@ def bias_synapse(body: fx.GraphModule, neuron: fx.Node) -> nn.Module | None:
 
 def _give_biases(body: fx.GraphModule) -> None:
     for node in body.graph.nodes:
-        synapse = bias_synapse(body, node) if role_of(body, node) is Role.NEURON else None
+        synapse = bias_synapse(body, node) if role_of(body, node) in (Role.NEURON, Role.OUTPUT) else None
         if synapse is not None and synapse.bias is None:
             weight = synapse.get_parameter("weight")
             synapse.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)

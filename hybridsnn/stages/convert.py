@@ -1,7 +1,8 @@
 """`convert`: from a trained network to a balanced spiking one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -13,15 +14,17 @@ from hybridsnn.conversion import (
     MAX_POOL_CHOICES,
     Balancer,
     Calibration,
-    Correction,
     MeasuringBalancer,
 )
+from hybridsnn.conversion.balancers import Automatic
 from hybridsnn.data import DataSpec
 from hybridsnn.encoders import ENCODERS
 from hybridsnn.errors import ConfigError, OutOfTimeError
+from hybridsnn.evaluation.measurement import Rows
 from hybridsnn.model import SpikingModel
 from hybridsnn.options import OptionSettings
-from hybridsnn.stages.base import Stage, Work
+from hybridsnn.stages.automatic import BATCH, Way, best_way, ways
+from hybridsnn.stages.base import Silent, Stage, Work
 from hybridsnn.stages.compute import fabric_for
 from hybridsnn.stages.images import open_again
 from hybridsnn.stages.networks import (
@@ -40,11 +43,15 @@ class ConvertConfig(OptionSettings):
     Thresholds are measured on training images, never on test images. Weights are copied; where biases, branches or
     thresholds per channel ask for it, they are rescaled so that every spike is 0 or 1.
 
+    `--balance auto` tries every balancer that measures, with several corrections, at the T asked for, and takes the one
+    that is most accurate on validation images; `hybridsnn show` says which.
+
     To train from scratch, `--balance constant` measures nothing and changes no weight: thresholds and leaks are the
     numbers given, and batch norm can be kept in the synapses.
     """
 
     chooser: ClassVar[str] = "balance"
+    follows: ClassVar[Mapping[str, str]] = {"granularity": "balance"}
 
     balance: Annotated[str, Choice(BALANCERS, "balancer")] = Field("max", description="How thresholds are found.")
     correct: tuple[Annotated[str, Choice(CORRECTIONS, "correction")], ...] = Field(
@@ -69,7 +76,8 @@ class ConvertConfig(OptionSettings):
         None, gt=0, description="Number of time steps T; unset: the number of frames of event data, else 16."
     )
     granularity: Annotated[str, Choice(GRANULARITIES, "granularity")] = Field(
-        "layer", description="One threshold per layer, per channel, or per neuron."
+        "layer",
+        description="One threshold per layer, per channel, or per neuron; unset: channel with auto, else layer.",
     )
     initial_potential: float | None = Field(
         None,
@@ -84,17 +92,19 @@ class ConvertConfig(OptionSettings):
     )
     seed: int = Field(0, ge=0, description="Seed of the choice of calibration images and of random spikes.")
 
+    @classmethod
+    def own_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The granularity that the balancer has where none is set."""
+        entry = BALANCERS.get(str(values.get("balance")))
+        return {"granularity": entry.granularity} if entry is not None else {}
+
     def balancer(self) -> Balancer:
         """The balancer with its options."""
         return cast(Balancer, self.chosen())
 
-    def corrections(self) -> list[Correction]:
-        """The corrections, in order."""
-        return [CORRECTIONS[name]() for name in self.correct]
-
     @model_validator(mode="after")
     def _something_to_correct(self) -> Self:
-        if self.correct and not issubclass(BALANCERS[self.balance], MeasuringBalancer):
+        if self.correct and not issubclass(BALANCERS[self.balance], (MeasuringBalancer, Automatic)):
             raise ValueError(f"correct: got {list(self.correct)}, but '{self.balance}' measures nothing; leave it out")
         return self
 
@@ -102,40 +112,62 @@ class ConvertConfig(OptionSettings):
 def run(work: Work) -> None:
     """Convert and save; see `ConvertConfig`."""
     config = cast(ConvertConfig, work.config)
-    fabric = fabric_for(work)
+    device = fabric_for(work).device
     network, description = load_network(work.parents[0])
-    balancer, corrections = config.balancer(), config.corrections()
+    way = Way(config.balance, config.balancer(), config.correct)
+    rows: Rows = []
     encoder, timesteps = coding(config, description.data)
     _check_readout(config, encoder, timesteps)
-    potential = config.initial_potential
-    if potential is None:  # an input that changes in time needs no centring
-        potential = balancer.initial_potential if encoder == "direct" else 0.0
-    spiking = SpikingDescription(
-        encoder=encoder_for(encoder, description.preprocessing),
-        timesteps=timesteps,
-        granularity=config.granularity,
-        reset=config.reset,
-        initial_potential=potential,
-        max_pool=config.max_pool,
-        batch_norm="fold" if balancer.folds_batch_norm else "keep",
-        readout_leak=config.readout_leak,
-        readout_from=config.readout_from,
-        pre_steps=config.pre_steps,
-        biases=any(correction.biases for correction in corrections),
-        potentials=next((found for correction in corrections if (found := correction.potentials)), None),
-    )
-    model = spiking.build(network, description.network.input_shape).to(fabric.device)
 
-    def draw(count: int) -> Calibration:
-        shown = timesteps - config.pre_steps  # the steps in which neurons show what they stand for
-        return replace(calibration(config, count, model, description, work), timesteps=shown)
+    def convert(way: Way, work: Work) -> tuple[SpikingDescription, SpikingModel]:
+        potential = config.initial_potential
+        if potential is None:  # an input that changes in time needs no centring
+            potential = way.balancer.initial_potential if encoder == "direct" else 0.0
+        corrections = way.corrections()
+        spiking = SpikingDescription(
+            encoder=encoder_for(encoder, description.preprocessing),
+            timesteps=timesteps,
+            granularity=config.granularity,
+            reset=config.reset,
+            initial_potential=potential,
+            max_pool=config.max_pool,
+            batch_norm="fold" if way.balancer.folds_batch_norm else "keep",
+            readout_leak=config.readout_leak,
+            readout_from=config.readout_from,
+            pre_steps=config.pre_steps,
+            biases=any(correction.biases for correction in corrections),
+            potentials=next((found for correction in corrections if (found := correction.potentials)), None),
+            balance=way.balance,
+            corrections=way.correct,
+        )
+        model = spiking.build(network, description.network.input_shape).to(device)
 
-    if corrections:
-        balancer.set_thresholds(model.body, draw, corrections)
-    else:
-        balancer.set_thresholds(model.body, draw)
+        def draw(count: int) -> Calibration:
+            shown = timesteps - config.pre_steps  # the steps in which neurons show what they stand for
+            return replace(calibration(config, count, model, description, work), timesteps=shown)
+
+        if corrections:
+            way.balancer.set_thresholds(model.body, draw, corrections)
+        else:
+            way.balancer.set_thresholds(model.body, draw)
+        return spiking, model
+
+    if isinstance(way.balancer, Automatic):
+        images = open_again(description, work).on(device)
+        available = len(images.measuring("validation", BATCH).positions)
+        validation = images.measuring("validation", BATCH, min(way.balancer.auto_images, available))
+        quiet = replace(work, environment=replace(work.environment, progress=Silent()))
+        way, rows = best_way(
+            ways(way.balancer, way.correct),
+            lambda tried: convert(tried, quiet)[1],
+            validation,
+            work,
+            timesteps=timesteps,
+            seed=config.seed,
+        )
+    spiking, model = convert(way, work)
     save_network(work.folder, description.model_copy(update={"spiking": spiking}), model)
-    rows = [
+    rows += [
         {"layer": name, "metric": "threshold", "value": float(neuron.threshold.mean())}
         for name, neuron in model.neurons.items()
     ]

@@ -37,6 +37,7 @@ class SpikingDescription(_Description):
         batch_norm: folded into the synapses, or kept in them.
         readout_leak, readout_from, pre_steps: see `SpikingModel`.
         biases, potentials: what corrections needed, see `spiking_body`.
+        balance, corrections: what set the thresholds, and what corrected them; of "auto", what it chose.
     """
 
     encoder: Encoder
@@ -51,6 +52,8 @@ class SpikingDescription(_Description):
     pre_steps: int = 0
     biases: bool = False
     potentials: Literal["channel", "neuron"] | None = None
+    balance: str | None = None
+    corrections: tuple[str, ...] = ()
 
     def build(self, network: nn.Module, input_shape: tuple[int, ...]) -> SpikingModel:
         """The spiking network with a network's weights, and thresholds of 1.

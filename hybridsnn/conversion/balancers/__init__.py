@@ -1,6 +1,7 @@
 """What sets thresholds, by name, one file each; a balancer's fields are its options."""
 
 from hybridsnn.conversion.balancers.activation_maximum import ActivationMaximum
+from hybridsnn.conversion.balancers.automatic import Automatic
 from hybridsnn.conversion.balancers.base import Balancer
 from hybridsnn.conversion.balancers.constant import Constant
 from hybridsnn.conversion.balancers.lloyd import Lloyd
@@ -19,4 +20,5 @@ BALANCERS: dict[str, type[Balancer]] = {
     "ltb": LocalThreshold,
     "qcfs": LearnedCeilings,
     "constant": Constant,
+    "auto": Automatic,
 }

@@ -22,10 +22,12 @@ class Balancer(Options):
         summary: one line for lists.
         initial_potential: that neurons begin with where nobody chose it and inputs do not change in time, as a
             fraction of the threshold. Half a threshold centres the rounding of such an input.
+        granularity: of thresholds where nobody chose it.
     """
 
     summary: ClassVar[str]
     initial_potential: ClassVar[float] = 0.5
+    granularity: ClassVar[str] = "layer"
 
     threshold_scale: float = Field(
         1.0, gt=0, description="Factor on all thresholds; below 1 for few time steps (hybrid paper: 0.7)."

@@ -35,7 +35,7 @@ class MeanSquaredError(FittedBalancer):
 def _best(layer: Layer, candidates: list[Tensor]) -> Tensor:
     """The candidate `[]` or `[channels]` with the smallest error; the first of several."""
     gains: Tensor | float = 0.0
-    for current, target in zip(layer.currents(), layer.targets, strict=True):
+    for current, target in layer.sampled():
         gains = gains + torch.stack([_gain(layer, current, target, candidate) for candidate in candidates])
     assert isinstance(gains, Tensor)  # there are images
     return torch.stack(candidates).gather(0, gains.argmax(0, keepdim=True)).squeeze(0)

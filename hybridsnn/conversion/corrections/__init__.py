@@ -3,5 +3,6 @@
 from hybridsnn.conversion.corrections.base import Correction
 from hybridsnn.conversion.corrections.bias import Bias
 from hybridsnn.conversion.corrections.potential import Potential
+from hybridsnn.conversion.corrections.weights import Weights
 
-CORRECTIONS: dict[str, type[Correction]] = {"bias": Bias, "potential": Potential}
+CORRECTIONS: dict[str, type[Correction]] = {"weights": Weights, "bias": Bias, "potential": Potential}

@@ -1,6 +1,5 @@
 """What every correction is, and the search that those that shift a layer's membrane have in common."""
 
-from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -11,7 +10,7 @@ from hybridsnn.neurons import along_channels
 from hybridsnn.options import Options
 
 if TYPE_CHECKING:
-    from hybridsnn.conversion.balancers.sweep import Layer
+    from hybridsnn.conversion.balancers.sweep import Layer, Readout
 
 
 class Correction(Options):
@@ -30,10 +29,14 @@ class Correction(Options):
     def potentials(self) -> Literal["channel", "neuron"] | None:
         return None
 
-    @abstractmethod
+    def prepare(self, layer: "Layer") -> None:
+        """Change a layer in place before it gets its threshold."""
+
     def correct(self, layer: "Layer") -> None:
         """Correct a layer that has its threshold, on its own currents in the spiking network, in place."""
-        ...
+
+    def correct_readout(self, readout: "Readout") -> None:
+        """Correct in place what the readout sums, once all layers are done."""
 
 
 class Shift(Correction):
@@ -70,7 +73,8 @@ class Shift(Correction):
         total: Tensor | float = 0.0
         squares: Tensor | float = 0.0
         images = 0
-        for current, target in zip(layer.currents(), layer.targets, strict=True):
+        alone = zip(layer.currents(), layer.targets, strict=True)  # each neuron for itself
+        for current, target in alone if granularity == "neuron" else layer.sampled():
             spread = along_channels(shift, target).to(target)
             if at_start:
                 counts = layer.counts(current, potential=layer.timesteps * spread)

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from hybridsnn.conversion.corrections.base import Shift
 
 if TYPE_CHECKING:
-    from hybridsnn.conversion.balancers.sweep import Layer
+    from hybridsnn.conversion.balancers.sweep import Layer, Readout
 
 
 class Bias(Shift):
@@ -25,3 +27,12 @@ class Bias(Shift):
             bias = layer.synapse.get_parameter("bias")
             bias.add_(found.to(bias))
             layer.forget()
+
+    def correct_readout(self, readout: "Readout") -> None:
+        if readout.synapse is None:
+            return
+        differences = [
+            target - current.mean(0) for current, target in zip(readout.currents(), readout.targets, strict=True)
+        ]
+        bias = readout.synapse.get_parameter("bias")
+        bias.add_(torch.cat(differences).mean(0, dtype=torch.float64).to(bias))
