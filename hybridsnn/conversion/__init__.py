@@ -7,6 +7,7 @@ from hybridsnn.conversion.balancers.base import FittedBalancer, MeasuringBalance
 from hybridsnn.conversion.balancers.calibration import Calibration
 from hybridsnn.conversion.corrections import CORRECTIONS, Correction
 from hybridsnn.conversion.preparation import MAX_POOL_CHOICES
+from hybridsnn.conversion.proof import prove_preparation, prove_scales
 from hybridsnn.conversion.replacement import GRANULARITIES, spiking_body
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "Percentile",
     "apply_thresholds",
     "observe_activations",
+    "prove_preparation",
+    "prove_scales",
     "spiking_body",
     "thresholds_for_activations",
 ]

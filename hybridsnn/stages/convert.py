@@ -1,11 +1,14 @@
 """`convert`: from a trained network to a balanced spiking one."""
 
+import copy
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
+from torch import fx, nn
 
+from hybridsnn.batch import time_average
 from hybridsnn.config import Choice
 from hybridsnn.conversion import (
     BALANCERS,
@@ -16,6 +19,8 @@ from hybridsnn.conversion import (
     Calibration,
     Correction,
     MeasuringBalancer,
+    prove_preparation,
+    prove_scales,
 )
 from hybridsnn.data import DataSpec
 from hybridsnn.encoders import ENCODERS
@@ -33,6 +38,8 @@ from hybridsnn.stages.networks import (
     save_network,
     write_metrics,
 )
+
+PROOF_IMAGES = 4  # that the result is tried on
 
 
 class ConvertConfig(OptionSettings):
@@ -118,16 +125,41 @@ def run(work: Work) -> None:
     def draw(count: int) -> Calibration:
         return replace(calibration(config, count, model, description, work), timesteps=timesteps)
 
+    original = copy.deepcopy(model.body)
     if corrections:
         balancer.set_thresholds(model.body, draw, corrections)
     else:
         balancer.set_thresholds(model.body, draw)
+    if balancer.rescales:
+        prove(network, original, model, draw(PROOF_IMAGES), corrected=bool(corrections))
     save_network(work.folder, description.model_copy(update={"spiking": spiking}), model)
     rows = [
         {"layer": name, "metric": "threshold", "value": float(neuron.threshold.mean())}
         for name, neuron in model.neurons.items()
     ]
     write_metrics(work.folder, STAGE.name, "train", rows)
+
+
+def prove(
+    network: nn.Module,
+    original: fx.GraphModule,
+    model: SpikingModel,
+    drawn: Calibration,
+    *,
+    corrected: bool,
+) -> None:
+    """See to it, on a few training images, that the spiking network is the ANN, layer by layer.
+
+    Args:
+        original: the body of the spiking network before thresholds were set.
+
+    Raises:
+        ConversionError: that names the first layer that differs.
+    """
+    encoder = model.encoder
+    images = time_average(drawn.images) if ENCODERS[encoder.name].events else drawn.images
+    prove_preparation(network.to(images.device), images)
+    prove_scales(original, model.body, images, encoder.scale, corrected=corrected)
 
 
 def coding(config: ConvertConfig, data: DataSpec) -> tuple[str, int]:

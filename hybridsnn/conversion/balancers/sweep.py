@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from hybridsnn.batch import time_average
 from hybridsnn.conversion.activation_scales import ActivationScales
@@ -188,9 +187,10 @@ class _Activations:
     def of(self, place: int, scale: Tensor) -> list[Tensor]:
         """The activations of the layer at this place of the program, in units of `scale`."""
         node = self.program.nodes[place]
-        segment = self.program.segments[node]
+        segment, neuron = self.program.segments[node], node.module
+        assert isinstance(neuron, SpikingNeuron)
         found = [
-            functional.relu(currents_of(self.program, segment, {s: self.values[s][batch] for s in segment.sources}))
+            neuron.analogue(currents_of(self.program, segment, {s: self.values[s][batch] for s in segment.sources}))
             for batch in range(len(self.values[segment.sources[0]]))
         ]
         if node in self.last_use:
