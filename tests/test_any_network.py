@@ -1,7 +1,10 @@
 """Networks written in all ways that PyTorch allows: what converts is right in every layer, what does not is refused."""
 
 import copy
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +27,11 @@ from hybridsnn.conversion.preparation import prepare
 from hybridsnn.encoders import Encoder
 from hybridsnn.errors import ConversionError
 from hybridsnn.model import SpikingModel
+from hybridsnn.program.gradients import Automatic, Bits
+from hybridsnn.surrogates import SURROGATES
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import supported
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -423,6 +431,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
               r"\(sigmoid\) has no .*; 'mul' \(mul\) has no .* cannot be multiplied"),
     "leaky": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 4, 3), nn.LeakyReLU(), nn.SiLU()),
               r"'1' and '3' \(LeakyReLU\) have no spiking .* negative values; train with ReLU; '4' \(SiLU\) has no"),
+    "curved in place": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.SiLU(inplace=True)), r"'2' \(SiLU\) h"),
     "shifted": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Hardtanh(-1, 1)), r"'1' \(Hardtanh\) .* ReLU6"),
     "own statistics": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU()),
                        "train with batch norm"),
@@ -479,3 +488,42 @@ def test_a_proof_finds_what_is_wrong() -> None:
         prepared.second.bias[3] += 0.1
     with pytest.raises(ConversionError, match=r"prepared network differs from the original at 'act_2'|at 'output'"):
         prove_preparation(network, images, prepared)
+
+
+# Learning goes through all of it, and whole libraries convert.
+
+
+@pytest.mark.parametrize("name", ["transposed", "dense", "shuffled", "norm after a ReLU", "scaled channels"])
+def test_gradients_through_time_do_not_depend_on_how_they_come_about(name: str) -> None:
+    images, surrogate = pictures(3).double(), SURROGATES["linear"]
+    _, body = balanced(seeded(NETWORKS[name]()).double(), "channel", images)
+    gradients = []
+    for gradient in (Automatic(surrogate), Bits(surrogate, (2, 3))):
+        model = SpikingModel(copy.deepcopy(body), Encoder("direct")).eval()
+        model.run(images.expand(5, *images.shape), gradient=gradient).currents.sum(0).square().sum().backward()
+        gradients.append({key: value.grad for key, value in model.named_parameters() if value.requires_grad})
+    assert any(bool(value.any()) for value in gradients[0].values())
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1", "timm:regnetx_002"])
+def test_networks_of_other_libraries_tend_to_the_ann(name: str) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    outcome = supported.trial(name, (8, 64), 32)
+    assert outcome.rests is not None and outcome.rests[1] < min(0.6, 0.8 * outcome.rests[0])
+
+
+def test_others_are_refused_with_the_reason() -> None:
+    outcome = supported.trial("torchvision:mobilenet_v3_small", (8,), 32)
+    assert outcome.rests is None
+    assert "Hardswish" in outcome.note and "no squeeze-and-excitation" in outcome.note and "\n" not in outcome.note
+
+
+def test_the_page_holds_what_was_tried() -> None:
+    page = supported.PAGE.read_text(encoding="utf-8")
+    names = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(names) == sorted(supported.NETWORKS)
+    converted = int(re.search(r"^(\d+) of \d+ convert", page, re.MULTILINE).group(1))  # type: ignore[union-attr]
+    assert len(names) >= 25 and converted >= 15

@@ -44,12 +44,14 @@ class Captured:
     Attributes:
         body: the graph and its modules.
         values: of each node for the images that it was captured on, `[IMAGES, ...]`, or whatever else it is.
+        changing: the nodes that write into what they read.
         images: another number of them.
         answers: of the network to those.
     """
 
     body: fx.GraphModule
     values: dict[fx.Node, Any]
+    changing: frozenset[fx.Node]
     images: Tensor
     answers: Tensor
 
@@ -178,10 +180,10 @@ def _trace(network: nn.Module, input_shape: tuple[int, ...]) -> Captured:
         )
     others = images[[IMAGES - 1, 0]]
     body = fx.GraphModule(network, graph)
-    values = {
-        copied: values[node] for copied, node in zip(body.graph.nodes, graph.nodes, strict=True) if node.op != "output"
-    }
-    return Captured(body, values, others, network(others.clone()))
+    copies = dict(zip(graph.nodes, body.graph.nodes, strict=True))
+    values = {copies[node]: value for node, value in values.items()}
+    changing = frozenset(copies[node] for node in tracer.changing if node in copies)
+    return Captured(body, values, changing, others, network(others.clone()))
 
 
 class _Symbol(fx.Proxy):
@@ -223,6 +225,7 @@ class _Tracer(fx.Tracer):
         self.images = images
         self.values: dict[fx.Node, Any] = {}
         self.latest: dict[fx.Node, fx.Node] = {}  # what a value has become, where it was changed in place
+        self.changing: set[fx.Node] = set()
         self.stale: dict[fx.Node, fx.Node] = {}  # what has changed a part of it
         self.running = False
 
@@ -295,6 +298,7 @@ class _Tracer(fx.Tracer):
             self.running = False
         for _, value, version in before:
             if value._version != version:
+                self.changing.add(node)
                 self._changed(node, value, result)
         return result
 

@@ -34,7 +34,8 @@ class NormalForm:
     """
 
     def __init__(self, captured: Captured, refusals: Refusals):
-        self.body, self.values, self.refusals = captured.body, captured.values, refusals
+        self.body, self.values, self.changing = captured.body, captured.values, captured.changing
+        self.refusals = refusals
         self.graph = fx.Graph()
         self.written: dict[fx.Node, Any] = {}
         self.called: set[str] = set()
@@ -85,9 +86,9 @@ def refuse(form: NormalForm, node: Any) -> fx.Node:
     return form.refuse(node)
 
 
-def keep(form: NormalForm, node: Any) -> fx.Node:
+def keep(form: NormalForm, node: fx.Node) -> fx.Node:
     """A module that is known as it is, with a copy of its own for each call."""
-    (value,) = (*node.args, *node.kwargs.values())
+    (value,) = node.all_input_nodes
     name = str(node.target)
     module = form.body.get_submodule(name)
     if name in form.called:

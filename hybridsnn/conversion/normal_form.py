@@ -103,7 +103,7 @@ def _operation(form: NormalForm, node: Any) -> Any:
     else:
         known = module is None and _is_of_torch(node)
         handler = HANDLERS.get(label, refuse) if known else refuse
-    if handler is refuse and len(sources) == 1 and isinstance(value, Tensor):
+    if handler is refuse and len(sources) == 1 and node not in form.changing and isinstance(value, Tensor):
         given = form.values[sources[0]]
         if isinstance(given, Tensor) and same_memory(given, value):
             return form.of(sources[0])  # such as a dropout of whole blocks, in evaluation

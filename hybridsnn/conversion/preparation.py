@@ -16,7 +16,7 @@ from hybridsnn.conversion.refusals import MAX_POOL, Refusals, name_of
 from hybridsnn.errors import ConversionError
 from hybridsnn.neurons import GatedMaxPool
 from hybridsnn.program.graph import Program
-from hybridsnn.program.operations import SYNAPSES, Role, Weighting, module_of, operation_of, role_of
+from hybridsnn.program.operations import SYNAPSES, TRANSPOSED, Role, Weighting, module_of, operation_of, role_of
 from hybridsnn.program.passes import shapes
 
 MAX_POOL_CHOICES = {
@@ -90,17 +90,17 @@ def _fold_batch_norm(body: fx.GraphModule) -> None:
         if norm is None or role_of(body, node) is not Role.NORM:
             continue
         source = node.args[0]
-        synapse = module_of(body, source)
+        synapse: Any = module_of(body, source)
         # A linear layer has its channels in the last dimension, a batch norm in the first.
         meets = isinstance(synapse, SYNAPSES) and not (isinstance(synapse, nn.Linear) and len(source.meta["shape"]) > 1)
         if synapse is None or not meets or len(source.users) > 1:
             body.set_submodule(str(node.target), affine_of(norm, len(source.meta["shape"])))
             continue
+        fused: nn.Module
         if isinstance(synapse, nn.Linear):
-            fuse: Callable[..., nn.Module] = fusion.fuse_linear_bn_eval
-            fused = fuse(synapse, norm)
+            fused = fusion.fuse_linear_bn_eval(synapse, norm)
         else:
-            fused = fusion.fuse_conv_bn_eval(synapse, norm, transpose=bool(synapse.transposed))
+            fused = fusion.fuse_conv_bn_eval(synapse, norm, transpose=isinstance(synapse, TRANSPOSED))
         body.set_submodule(str(source.target), fused)
         node.replace_all_uses_with(source)
         body.graph.erase_node(node)

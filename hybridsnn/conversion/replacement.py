@@ -106,7 +106,7 @@ def _give_biases(body: fx.GraphModule) -> None:
         synapse = bias_synapse(body, node) if role_of(body, node) is Role.NEURON else None
         if synapse is not None and synapse.bias is None:
             weight = synapse.get_parameter("weight")
-            outputs = int(synapse.out_features if isinstance(synapse, nn.Linear) else synapse.out_channels)  # type: ignore
+            outputs = int(synapse.out_features if isinstance(synapse, nn.Linear) else synapse.out_channels)
             synapse.bias = nn.Parameter(weight.new_zeros(outputs), requires_grad=weight.requires_grad)
 
 
