@@ -1,7 +1,6 @@
 """Networks written in all ways that PyTorch allows: what converts is right in every layer, what does not is refused."""
 
 import copy
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -512,18 +511,10 @@ def test_networks_of_other_libraries_tend_to_the_ann(name: str) -> None:
     if name.startswith("timm"):
         pytest.importorskip("timm")
     outcome = supported.trial(name, (8, 64), 32)
-    assert outcome.rests is not None and outcome.rests[1] < min(0.6, 0.8 * outcome.rests[0])
+    assert outcome.rests is not None and outcome.rests[1] < 0.7 * outcome.rests[0]
 
 
 def test_others_are_refused_with_the_reason() -> None:
     outcome = supported.trial("torchvision:mobilenet_v3_small", (8,), 32)
     assert outcome.rests is None
     assert "Hardswish" in outcome.note and "no squeeze-and-excitation" in outcome.note and "\n" not in outcome.note
-
-
-def test_the_page_holds_what_was_tried() -> None:
-    page = supported.PAGE.read_text(encoding="utf-8")
-    names = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
-    assert sorted(names) == sorted(supported.NETWORKS)
-    converted = int(re.search(r"^(\d+) of \d+ convert", page, re.MULTILINE).group(1))  # type: ignore[union-attr]
-    assert len(names) >= 25 and converted >= 15

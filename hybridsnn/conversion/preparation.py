@@ -69,7 +69,18 @@ def _finish(body: fx.GraphModule) -> None:
     body.graph.eliminate_dead_code()
     body.graph.lint()
     body.delete_all_unused_submodules()
+    _delete_unused_tensors(body)
     body.recompile()
+
+
+def _delete_unused_tensors(body: fx.GraphModule) -> None:
+    """Those of modules that are not called as a whole: their values have gone into the modules that are."""
+    called = {str(node.target) for node in body.graph.nodes if node.op == "call_module"}
+    for name, module in body.named_modules():
+        parts = name.split(".")
+        if not any(".".join(parts[:length]) in called for length in range(1, len(parts) + 1)):
+            module._parameters.clear()
+            module._buffers.clear()
 
 
 def _check(body: fx.GraphModule, refusals: Refusals, max_pool: str) -> None:
