@@ -24,6 +24,10 @@ class NeuronState(NamedTuple):
 class TemporalModule(nn.Module):
     """A module that sees time: `forward(values [T, B, *N], state, surrogate) -> (values, state)`."""
 
+    def analogue(self, values: Tensor) -> Tensor:
+        """What it does in a network without time, to values `[B, *N]`."""
+        return values
+
 
 def along_channels(values: Tensor, samples: Tensor) -> Tensor:
     """Values `[]`, `[channels]` or `[*N]`, shaped to broadcast to samples `[B, *N]`."""
@@ -39,6 +43,7 @@ class SpikingNeuron(TemporalModule):
         reset: "soft" or "hard".
         initial_potential: initial membrane potential, as a fraction of the threshold.
         potential_shape: of a buffer of initial potentials, as that of the thresholds; None: one number for the layer.
+        ceiling: the activation at which the ReLU of the ANN saturates; None: it does not.
         kernel: how to run the scan, see `hybridsnn.kernels.neuron.KERNELS`.
 
     Raises:
@@ -52,6 +57,7 @@ class SpikingNeuron(TemporalModule):
         reset: str = "soft",
         initial_potential: float = 0.0,
         potential_shape: tuple[int, ...] | None = None,
+        ceiling: float | None = None,
         kernel: str = "auto",
     ):
         super().__init__()
@@ -66,7 +72,12 @@ class SpikingNeuron(TemporalModule):
             self.initial_potential = initial_potential
         else:
             self.register_buffer("initial_potential", torch.full(potential_shape, initial_potential))
+        self.ceiling = ceiling
         self.kernel = kernel
+
+    def analogue(self, values: Tensor) -> Tensor:
+        """The ReLU of the ANN, with its ceiling."""
+        return nn.functional.relu(values) if self.ceiling is None else values.clamp(0, self.ceiling)
 
     def initial_state(
         self, current: Tensor, surrogate: Surrogate | None = None, *, threshold: Tensor | None = None
@@ -164,3 +175,38 @@ class SharedDropout(TemporalModule):
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}, whole_channels={self.whole_channels}"
+
+
+class GatedMaxPool(TemporalModule):
+    """A max pool over spike trains: a window sends what the largest of its sums over time grows by.
+
+        out[t] = max over the window of S[t] - max over the window of S[t-1],   S[t] = x[0] + ... + x[t]
+
+    The largest count of spikes grows by 0 or 1, so of spikes it makes spikes, and their number at any time is exactly
+    the largest number among the inputs. (Rueckauer et al., Frontiers in Neuroscience 2017, let the input with the
+    largest count through, which counts spikes twice when the lead changes.)
+
+    Args:
+        pool: the max pool of the ANN.
+    """
+
+    def __init__(self, pool: nn.Module):
+        super().__init__()
+        self.pool = pool
+
+    def analogue(self, values: Tensor) -> Tensor:
+        pooled: Tensor = self.pool(values)
+        return pooled
+
+    def forward(self, values: Tensor, state: Tensor | None = None, surrogate: Any = None) -> tuple[Tensor, Any]:
+        """Values `[T, B, *N]` and their sum `[B, *N]` over earlier steps to values `[T, B, *M]` and the sum so far."""
+        wide = torch.promote_types(values.dtype, torch.float32)
+        before = torch.zeros_like(values[0], dtype=wide) if state is None else state
+        largest = self.pool(before) if state is not None else 0.0
+        steps = []
+        for step in values:
+            before = before + step
+            pooled = self.pool(before)
+            steps.append((pooled - largest).to(values.dtype))
+            largest = pooled
+        return torch.stack(steps), before

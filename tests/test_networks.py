@@ -1,6 +1,7 @@
 """The networks of the tables: plans, shapes and sizes computed by hand, and errors for what cannot be built."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -256,6 +257,23 @@ def test_networks_of_other_libraries(name: str, channels: int) -> None:
     assert linears(network)[-1:] in ([(512, 7)], [(4096, 7)])
 
 
+def test_a_network_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+from torch import nn
+
+def make(classes, input_shape, width=3):
+    return nn.Sequential(nn.Conv2d(input_shape[0], width, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
+
+class Plain(nn.Identity):
+    pass
+"""
+    (tmp_path / "mine_for_tests.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    network = build("module:mine_for_tests:make", (2, 8, 8), 7)
+    assert network[0].in_channels == 2 and network[3].out_features == 7
+    assert isinstance(build("module:mine_for_tests:Plain"), nn.Identity)
+
+
 @pytest.mark.parametrize(
     ("name", "channels", "message"),
     [
@@ -264,6 +282,10 @@ def test_networks_of_other_libraries(name: str, channels: int) -> None:
         ("torchvision:resnet81", 3, "network: torchvision: unknown 'resnet81'. Did you mean 'resnet18'"),
         ("torchvision:resnet18", 1, "network: 'torchvision:resnet18' takes images of 3 channels, got 1"),
         ("keras:vgg16", 3, "network: unknown 'keras:vgg16'"),
+        ("module:no.such:thing", 3, "network: 'module:no.such:thing' cannot be built (ModuleNotFoundError: No module"),
+        ("module:torch.nn:Lineal", 3, "network: 'module:torch.nn:Lineal' cannot be built (AttributeError: module"),
+        ("module:torch.nn:Linear", 3, "network: 'module:torch.nn:Linear' cannot be built (TypeError: "),
+        ("module:collections:OrderedDict", 3, "network: 'module:collections:OrderedDict' "),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(name: str, channels: int, message: str) -> None:

@@ -20,7 +20,7 @@ from hybridsnn.neurons import SharedDropout, SpikingNeuron
 from hybridsnn.program import passes
 from hybridsnn.program.gradients import Automatic, Bits, Traces
 from hybridsnn.program.graph import Program
-from hybridsnn.program.operations import FUNCTIONS, METHODS, MODULES, Role
+from hybridsnn.program.operations import FUNCTIONS, METHODS, MODULES, Role, reshaped
 from hybridsnn.surrogates import SURROGATES
 
 ROOT = Path(hybridsnn.__file__).parent
@@ -38,9 +38,19 @@ FORMS: dict[Any, tuple[Any, ...]] = {
     "reshape": (2, -1),
     "permute": (0, 2, 3, 1),
     "transpose": (1, 2),
-    functional.avg_pool2d: (2,),
-    functional.adaptive_avg_pool2d: (2,),
+    reshaped: ((12, 12),),
+    torch.permute: ((0, 2, 3, 1),),
+    torch.flip: ((1,),),
+    torch.roll: (1, 2),
+    functional.pad: ((1, 1, 0, 2),),
+    **dict.fromkeys((functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.interpolate), (2,)),
+    **dict.fromkeys((functional.pixel_shuffle, functional.pixel_unshuffle, functional.channel_shuffle), (2,)),
     torch.flatten: (1,),
+}
+# Those of fewer or more dimensions are called on a value of as many.
+RANKS = {
+    **dict.fromkeys((functional.avg_pool1d, functional.adaptive_avg_pool1d), 1),
+    **dict.fromkeys((functional.avg_pool3d, functional.adaptive_avg_pool3d), 3),
 }
 
 
@@ -55,6 +65,9 @@ def linear_operations() -> list[Any]:
                 found.append(("getitem", lambda x, f=function: f(x, (slice(None), 1))))
             elif function is torch.cat:
                 found.append(("cat", lambda x: torch.cat([x, x], 1)))
+            elif function in RANKS:
+                shape = (2, 4, *{1: (36,), 3: (3, 6, 2)}[RANKS[function]])
+                found.append((function.__name__, lambda x, f=function, s=shape: f(x.reshape(s), 2)))
             else:
                 found.append((function.__name__, lambda x, f=function: f(x, *FORMS.get(f, ()))))
     for method, operation in METHODS.items():

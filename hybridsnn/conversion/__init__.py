@@ -8,6 +8,7 @@ from hybridsnn.conversion.balancers.calibration import Calibration
 from hybridsnn.conversion.balancers.lloyd import nearest_ceilings
 from hybridsnn.conversion.corrections import CORRECTIONS, Correction
 from hybridsnn.conversion.preparation import MAX_POOL_CHOICES
+from hybridsnn.conversion.proof import prove_preparation, prove_scales
 from hybridsnn.conversion.replacement import GRANULARITIES, spiking_body
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "apply_thresholds",
     "nearest_ceilings",
     "observe_activations",
+    "prove_preparation",
+    "prove_scales",
     "spiking_body",
     "thresholds_for_activations",
 ]

@@ -1,170 +1,182 @@
-"""From any module to a captured graph that can be made spiking: checked, normalised, batch norm folded."""
+"""From any module to a captured graph that can be made spiking: checked, in normal form, batch norm folded."""
 
 import copy
+import warnings
 from collections.abc import Callable
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
+from hybridsnn.conversion.capture import capture
+from hybridsnn.conversion.form import add_module
+from hybridsnn.conversion.normal_form import normalise
+from hybridsnn.conversion.refusals import MAX_POOL, Refusals, name_of
 from hybridsnn.errors import ConversionError
+from hybridsnn.neurons import GatedMaxPool
 from hybridsnn.program.graph import Program
-from hybridsnn.program.operations import MODULES, SYNAPSES, Role, is_sum, module_of, operation_of, role_of
+from hybridsnn.program.operations import SYNAPSES, TRANSPOSED, Role, Weighting, module_of, operation_of, role_of
 from hybridsnn.program.passes import shapes
 
 MAX_POOL_CHOICES = {
     "refuse": "a network with max pools is not converted",
+    "gate": "a window sends a spike whenever the largest of its counts grows: the largest count, exactly",
+    "move": "the max pool is put before the neurons, on their currents; exact only for inputs that do not change",
+    "average": "average pools take their place, with a warning; accurate only after fine-tuning",
     "any-spike": "a window passes a spike whenever one of its neurons fires; accurate only after fine-tuning",
 }
-MAX_POOL_REMEDY = "train with average pools, or convert with --max-pool any-spike and fine-tune"
-ALLOWED = "ReLU, convolutions, linear layers, batch norm after them, average pools, dropout, flatten and sums"
 
 
-class _Tracer(fx.Tracer):
-    """Takes what the table of operations knows as a whole."""
+def prepare(
+    network: nn.Module, input_shape: tuple[int, ...], *, fold_batch_norm: bool = True, max_pool: str = "refuse"
+) -> fx.GraphModule:
+    """Capture a copy of a network as a graph of convertible operations. The network itself is not changed.
 
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return type(module) in MODULES or super().is_leaf_module(module, name)
-
-
-def prepare(network: nn.Module, *, fold_batch_norm: bool = True, max_pool: str = "refuse") -> fx.GraphModule:
-    """Capture a copy of a network as a graph of convertible modules. The network itself is not changed.
-
-    Functional ReLUs and dropouts become modules, sums in place plain sums; a module that is called several times
-    becomes several (with equal weights), since each call needs thresholds of its own; batch norm is folded into the
-    synapse before it.
+    See `normalise` for what the graph is made of. Batch norm is folded into the synapse before it, or, where there is
+    none of its own, becomes a factor and a bias for each channel. The graph is run beside the network on a few random
+    images: they are the same function.
 
     Args:
-        network: any module that torch.fx can capture.
+        network: any module whose forward takes a batch of images and does not branch on values.
+        input_shape: of one sample.
         fold_batch_norm: or leave it where it is, as a part of the synapse.
         max_pool: one of `MAX_POOL_CHOICES`.
 
     Raises:
-        ConversionError: if the network cannot be captured or has a part that cannot be made spiking, by name.
+        ConversionError: if the network cannot be captured or has parts that cannot be made spiking, all by name.
     """
-    network = copy.deepcopy(network).eval()
-    try:
-        graph = _Tracer().trace(network)
-    except Exception as error:  # whatever a module's code does when it is run on symbols
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(
-            f"network: {type(network).__name__} cannot be captured as a graph ({reason}); "
-            "its forward must not branch on values"
-        ) from error
-    body = fx.GraphModule(network, graph)
-    _unshare(body)
-    _modules_for_calls(body)
-    _check_statistics(body)
-    if fold_batch_norm:
-        _fold_batch_norm(body)
-    _check(body, fold_batch_norm, max_pool == "any-spike")
-    body.graph.lint()
-    body.delete_all_unused_submodules()
-    body.recompile()
+    parameter = next(network.parameters(), None)
+    captured, refusals = capture(network, input_shape), Refusals()
+    with torch.no_grad():
+        body = normalise(captured, refusals)
+        _check(body, refusals, max_pool)
+        refusals.check()
+        record_shapes(body, input_shape)
+        if fold_batch_norm:
+            _fold_batch_norm(body)
+        _finish(body)
+        captured.check(body)
+        if max_pool in REPLACEMENTS:
+            _replace_max_pools(body, max_pool)
+            _finish(body)
+    if parameter is not None:
+        body.to(parameter.dtype)
     return body
 
 
-def add_module(body: fx.GraphModule, name: str, module: nn.Module) -> str:
-    """Add a submodule under a free name near `name` (the parent must exist); returns the name."""
-    free, count = name, 1
-    taken = dict(body.named_modules())
-    while free in taken:
-        count += 1
-        free = f"{name}_{count}"
-    body.add_submodule(free, module)
-    return free
+def _finish(body: fx.GraphModule) -> None:
+    body.graph.eliminate_dead_code()
+    body.graph.lint()
+    body.delete_all_unused_submodules()
+    _delete_unused_tensors(body)
+    body.recompile()
 
 
-def _unshare(body: fx.GraphModule) -> None:
-    """Give every call of a module a module of its own."""
-    seen: set[str] = set()
+def _delete_unused_tensors(body: fx.GraphModule) -> None:
+    """Those of modules that are not called as a whole: their values have gone into the modules that are."""
+    called = {str(node.target) for node in body.graph.nodes if node.op == "call_module"}
+    for name, module in body.named_modules():
+        parts = name.split(".")
+        if not any(".".join(parts[:length]) in called for length in range(1, len(parts) + 1)):
+            module._parameters.clear()
+            module._buffers.clear()
+
+
+def _check(body: fx.GraphModule, refusals: Refusals, max_pool: str) -> None:
+    """Note what has no spiking counterpart, and is not known to be so from its form alone."""
     for node in body.graph.nodes:
-        if node.op == "call_module":
-            if node.target in seen:
-                node.target = add_module(body, str(node.target), copy.deepcopy(body.get_submodule(str(node.target))))
-            seen.add(str(node.target))
-
-
-def _modules_for_calls(body: fx.GraphModule) -> None:
-    """Replace functional ReLUs and dropouts by modules, and sums in place by plain ones."""
-    for node in list(body.graph.nodes):
-        module: nn.Module | None = None
-        role = None if node.op == "call_module" else role_of(body, node)
-        if role is Role.RELU:
-            module = nn.ReLU()
-        elif role is Role.DROPOUT:
-            module = nn.Dropout(_dropout_probability(node))
-        elif node.op == "call_method" and node.target == "add_":
-            node.target = "add"  # whose summands stay as they are, so that it can be differentiated alone
-        elif node.op == "call_method" and node.target == "view":
-            node.target = "reshape"  # what lies where in memory is for the kernels to say
-        if module is None:
-            continue
-        name = add_module(body, node.name, module)
-        with body.graph.inserting_after(node):
-            fresh = body.graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
-        node.replace_all_uses_with(fresh)
-        body.graph.erase_node(node)
-
-
-def _dropout_probability(node: fx.Node) -> float:
-    value = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-    if not isinstance(value, (int, float)):
-        raise ConversionError(f"network: the probability of dropout '{node.name}' is computed, must be a number")
-    return float(value)
-
-
-def _check_statistics(body: fx.GraphModule) -> None:
-    """Refuse batch norms whose result for an image depends on the others of its batch."""
-    for node in body.graph.nodes:
-        norm = module_of(body, node)
-        if norm is not None and role_of(body, node) is Role.NORM and norm.running_mean is None:
-            raise ConversionError(
-                f"network: batch norm '{node.target}' keeps no running statistics; train with track_running_stats=True"
-            )
+        module = module_of(body, node)
+        role = operation_of(node, module).role
+        if role is Role.NORM and module is not None and module.running_mean is None:
+            refusals.add(*name_of(body, node), "it keeps no running statistics; train with track_running_stats=True")
+        elif role is Role.MAX_POOL and max_pool == "refuse":
+            refusals.add(*name_of(body, node), MAX_POOL)
 
 
 def _fold_batch_norm(body: fx.GraphModule) -> None:
     """Fold each batch norm into the synapse before it: the folded network computes the same function."""
     for node in list(body.graph.nodes):
-        norm = module_of(body, node)
+        norm: Any = module_of(body, node)
         if norm is None or role_of(body, node) is not Role.NORM:
             continue
         source = node.args[0]
-        synapse = module_of(body, source) if isinstance(source, fx.Node) else None
-        if not isinstance(synapse, SYNAPSES) or len(source.users) > 1:
-            raise ConversionError(
-                f"network: batch norm '{node.target}' does not follow a convolution or linear layer of its own, "
-                "so it cannot be folded; put it right after one"
-            )
-        fuse: Callable[..., nn.Module] = (
-            fusion.fuse_linear_bn_eval if isinstance(synapse, nn.Linear) else fusion.fuse_conv_bn_eval
-        )
-        body.set_submodule(str(source.target), fuse(synapse, norm))
+        synapse: Any = module_of(body, source)
+        # A linear layer has its channels in the last dimension, a batch norm in the first.
+        meets = isinstance(synapse, SYNAPSES) and not (isinstance(synapse, nn.Linear) and len(source.meta["shape"]) > 1)
+        if synapse is None or not meets or len(source.users) > 1:
+            body.set_submodule(str(node.target), affine_of(norm, len(source.meta["shape"])))
+            continue
+        fused: nn.Module
+        if isinstance(synapse, nn.Linear):
+            fused = fusion.fuse_linear_bn_eval(synapse, norm)
+        else:
+            fused = fusion.fuse_conv_bn_eval(synapse, norm, transpose=isinstance(synapse, TRANSPOSED))
+        body.set_submodule(str(source.target), fused)
         node.replace_all_uses_with(source)
         body.graph.erase_node(node)
 
 
-def _check(body: fx.GraphModule, folded: bool, max_pools: bool) -> None:
-    """Refuse, by name, whatever has no spiking counterpart."""
-    for node in body.graph.nodes:
-        if node.op in ("placeholder", "output"):
-            continue
-        module = module_of(body, node)
-        operation = operation_of(node, module)
-        allowed = operation.convertible
-        if operation.role is Role.NORM:
-            allowed = not folded
-        elif operation.role is Role.MAX_POOL:
-            allowed = max_pools
-        elif is_sum(node):
-            allowed = [type(argument) for argument in node.args[:2]] == [fx.Node, fx.Node]
-        if not allowed:
-            place = node.target if node.op == "call_module" else node.name
-            label = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
-            remedy = MAX_POOL_REMEDY if operation.role is Role.MAX_POOL else f"allowed are {ALLOWED}"
-            raise ConversionError(f"network: '{place}' ({label}) has no spiking counterpart; {remedy}")
-    if len([node for node in body.graph.nodes if node.op == "placeholder"]) != 1:
-        raise ConversionError("network: takes several inputs, must take one: a batch of images")
+def affine_of(norm: Any, rank: int) -> Weighting:
+    """What a batch norm does in evaluation: a factor and a bias for each channel, the first of `rank` dimensions."""
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    factor = (variance + norm.eps).rsqrt()
+    bias: Tensor = -mean * factor
+    if norm.weight is not None:
+        weight, shift = norm.get_parameter("weight"), norm.get_parameter("bias")
+        factor, bias = factor * weight, bias * weight + shift
+    shape = (-1, *[1] * (rank - 1))
+    return Weighting.of(factor.view(shape), bias.view(shape), learns=True)
+
+
+# Max pools.
+
+
+def _average(body: fx.GraphModule, node: Any, pool: Any) -> None:
+    kind = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[len(node.meta["shape"]) - 1]
+    if pool.dilation not in (1, (1, 1), (1, 1, 1)):
+        raise ConversionError(f"network: max pool '{node.target}' is dilated, so no average pool takes its place")
+    warnings.warn(f"max pool '{node.target}' becomes an average pool, which is another function", stacklevel=2)
+    options = {"stride": pool.stride, "padding": pool.padding, "ceil_mode": pool.ceil_mode, "count_include_pad": False}
+    body.set_submodule(str(node.target), kind(pool.kernel_size, **options))
+
+
+def _move(body: fx.GraphModule, node: Any, pool: Any) -> None:
+    """The maximum of ReLUs is the ReLU of the maximum, and the neurons after the pool are fewer."""
+    relu = node.args[0]
+    if not isinstance(relu, fx.Node) or role_of(body, relu) is not Role.RELU:
+        if isinstance(relu, fx.Node) and role_of(body, relu) in (Role.SYNAPSE, Role.SUM, Role.WEIGHTING):
+            return  # it is where it has to be
+        raise ConversionError(
+            f"network: max pool '{node.target}' does not follow a ReLU, so it cannot be moved before it; "
+            "convert with --max-pool gate"
+        )
+    name = str(relu.target)
+    if len(relu.users) > 1:  # what else reads the ReLU goes on reading it
+        name = add_module(body, f"{name}_pooled", copy.deepcopy(body.get_submodule(name)))
+    with body.graph.inserting_after(node):
+        after = body.graph.call_module(name, (node,))
+    node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
+    node.replace_input_with(relu, relu.args[0])
+    after.meta["shape"] = node.meta["shape"]
+
+
+def _gate(body: fx.GraphModule, node: fx.Node, pool: Any) -> None:
+    body.set_submodule(str(node.target), GatedMaxPool(pool))
+
+
+REPLACEMENTS: dict[str, Callable[[fx.GraphModule, fx.Node, Any], None]] = {
+    "average": _average,
+    "move": _move,
+    "gate": _gate,
+}
+
+
+def _replace_max_pools(body: fx.GraphModule, choice: str) -> None:
+    for node in list(body.graph.nodes):
+        pool = module_of(body, node)
+        if pool is not None and role_of(body, node) is Role.MAX_POOL:
+            REPLACEMENTS[choice](body, node, pool)
 
 
 def record_shapes(body: fx.GraphModule, input_shape: tuple[int, ...]) -> None:

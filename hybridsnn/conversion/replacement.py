@@ -3,10 +3,13 @@
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from hybridsnn.activations import QCFS
-from hybridsnn.conversion.preparation import add_module, prepare, record_shapes
+from hybridsnn.conversion.form import add_module
+from hybridsnn.conversion.preparation import prepare, record_shapes
+from hybridsnn.conversion.scale_rules import axes_of_one_scale, fits, keeps_scale, through
 from hybridsnn.errors import ConversionError
 from hybridsnn.neurons import SharedDropout, SpikingNeuron
 from hybridsnn.program.operations import DROPOUTS, Role, Weighting, is_sum, module_of, role_of
@@ -48,7 +51,7 @@ def spiking_body(
     Raises:
         ConversionError: if the network has a part that cannot be made spiking.
     """
-    body = prepare(network, fold_batch_norm=fold_batch_norm, max_pool=max_pool)
+    body = prepare(network, input_shape, fold_batch_norm=fold_batch_norm, max_pool=max_pool)
     record_shapes(body, input_shape)
     ceilings: dict[str, Tensor] = {}
     for node in body.graph.nodes:
@@ -56,9 +59,12 @@ def spiking_body(
         if role_of(body, node) is Role.RELU:
             sample = node.meta["shape"]
             shapes = {"layer": (), "channel": sample[:1], "neuron": sample, None: None}
-            shape, of_potentials = shapes[granularity] or (), shapes[potentials]
             neuron = SpikingNeuron(
-                shape, reset=reset, initial_potential=initial_potential, potential_shape=of_potentials
+                shapes[granularity] or (),
+                reset=reset,
+                initial_potential=initial_potential,
+                potential_shape=shapes[potentials],
+                ceiling=float(module.max_val) if isinstance(module, nn.Hardtanh) else None,
             )
             if isinstance(module, QCFS):
                 ceilings[str(node.target)] = module.ceiling.detach().clone()
@@ -69,11 +75,12 @@ def spiking_body(
             )
     if not any(isinstance(module, SpikingNeuron) for module in body.modules()):
         raise ConversionError(f"network: {type(network).__name__} has no ReLU, so nothing in it would spike")
-    _give_each_summand_a_synapse(body, granularity)
+    place_weightings(body, granularity)
     if biases:
         _give_biases(body)
-    parameter = next(body.parameters())
-    body.to(parameter.device)
+    parameter = next(network.parameters(), next(body.parameters()))
+    for module in body.modules():
+        module.to(parameter.device, parameter.dtype if isinstance(module, Weighting) else None)
     body.recompile()
     body.meta["granularity"] = granularity
     body.meta[CEILINGS] = ceilings
@@ -101,7 +108,8 @@ def _give_biases(body: fx.GraphModule) -> None:
         synapse = bias_synapse(body, node) if role_of(body, node) in (Role.NEURON, Role.OUTPUT) else None
         if synapse is not None and synapse.bias is None:
             weight = synapse.get_parameter("weight")
-            synapse.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
+            outputs = int(synapse.out_features if isinstance(synapse, nn.Linear) else synapse.out_channels)
+            synapse.bias = nn.Parameter(weight.new_zeros(outputs), requires_grad=weight.requires_grad)
 
 
 def for_measuring(body: fx.GraphModule) -> fx.GraphModule:
@@ -115,14 +123,10 @@ def for_measuring(body: fx.GraphModule) -> fx.GraphModule:
 
 
 def source_of(body: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Walk up from a value through what keeps its scale (pools, dropout, reshapes) to what set it.
-
-    That is a synapse, a weighting, a neuron, a sum, or the input.
-    """
-    while True:
-        if role_of(body, node) in (Role.INPUT, Role.SUM, Role.SYNAPSE, Role.WEIGHTING, Role.NEURON):
-            return node
+    """Walk up from a value through what keeps its scale and dimensions (pools, dropout) to what set it."""
+    while keeps_scale(body, node):
         node = node.all_input_nodes[0]
+    return node
 
 
 def summands(node: fx.Node) -> list[fx.Node]:
@@ -144,32 +148,77 @@ def alignments(body: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     return found
 
 
-def _give_each_summand_a_synapse(body: fx.GraphModule, granularity: str) -> None:
-    """Put a weighting on the later summand of each sum, unless it ends in a synapse that serves nothing else."""
+def place_weightings(body: fx.GraphModule, granularity: str) -> None:
+    """Put weightings where values of different scales meet and no synapse can be rescaled.
+
+    That is, on the later summand of a sum, unless it ends in a synapse that serves nothing else, and before whatever
+    mixes values, or asks for one scale. Which scales differ is found out with random ones in the place of thresholds.
+    """
+    random = torch.Generator().manual_seed(0)
+    scales: dict[fx.Node, Tensor] = {}
+
+    def insert(reader: fx.Node, value: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+        name = add_module(body, f"{reader.name}_weighting", Weighting(shape))
+        with body.graph.inserting_before(reader):
+            weighting = body.graph.call_module(name, (value,))
+        weighting.meta["shape"] = value.meta["shape"]
+        return weighting
+
     for node in list(body.graph.nodes):
-        if not is_sum(node):
+        role = role_of(body, node)
+        if role is Role.INPUT:
+            scales[node] = torch.ones([1] * len(node.meta["shape"]), dtype=torch.float64)
             continue
-        order = {node: place for place, node in enumerate(body.graph.nodes)}
-        values = sorted(summands(node), key=lambda value: order[source_of(body, value)])
-        earlier, later = values
-        ends_in_synapse = role_of(body, source_of(body, later)) is Role.SYNAPSE
-        if ends_in_synapse and later is not earlier and _serves_one(body, later):
+        if not node.all_input_nodes:
             continue
-        sample = node.meta["shape"]
-        shape = (sample[0], *[1] * (len(sample) - 1)) if granularity == "channel" else ()
-        name = add_module(body, f"{node.name}_weighting", Weighting(shape))
-        with body.graph.inserting_before(node):
-            weighting = body.graph.call_module(name, (later,))
-        arguments: list[Any] = list(node.args)
-        arguments[max(place for place, argument in enumerate(arguments) if argument is later)] = weighting
-        node.args = tuple(arguments)
+        if role is Role.SUM:
+            order = {node: place for place, node in enumerate(body.graph.nodes)}
+            earlier, later = sorted(summands(node), key=lambda value: order[source_of(body, value)])
+            if not _can_take_over(body, scales[earlier], earlier, later):
+                ratio = scales[later] / scales[earlier]
+                shape = tuple(ratio.shape) if ratio.numel() > 1 else ()
+                if granularity == "channel":
+                    shape = (node.meta["shape"][0], *(shape or [1] * ratio.dim())[1:])
+                weighting = insert(node, later, shape)
+                arguments: list[Any] = list(node.args)
+                arguments[max(place for place, argument in enumerate(arguments) if argument is later)] = weighting
+                node.args = tuple(arguments)
+                scales[weighting] = scales[earlier]
+            scales[node] = scales[earlier]
+            continue
+        source, module = node.all_input_nodes[0], module_of(body, node)
+        scale = scales[source]
+        if any(scale.shape[axis] > 1 for axis in axes_of_one_scale(body, node, scale.dim(), granularity)):
+            weighting = insert(node, source, tuple(scale.shape))
+            node.replace_input_with(source, weighting)
+            scales[weighting] = scale = scale.new_ones([1] * scale.dim())
+        if role is Role.NEURON:
+            channels = node.meta["shape"][:1] if granularity == "channel" else ()
+            steps = torch.rand(channels, generator=random, dtype=torch.float64) + 0.5
+            scales[node] = scale * steps.reshape([-1, *[1] * (scale.dim() - 1)])
+        elif role in (Role.SYNAPSE, Role.NORM):
+            scales[node] = scale.new_ones([1] * len(node.meta["shape"]))
+        elif role is Role.WEIGHTING:
+            fitting = module is not None and fits(scale, module.get_parameter("weight"))
+            scales[node] = scale.new_ones([1] * scale.dim()) if fitting else scale
+        elif role is not Role.OUTPUT:
+            scales[node] = through(body, node, [scales[each] for each in node.all_input_nodes])
+
+
+def _can_take_over(body: fx.GraphModule, scale: Tensor, earlier: fx.Node, later: fx.Node) -> bool:
+    """Whether the synapse of a summand can be rescaled to the scale of the other."""
+    source = source_of(body, later)
+    if later is earlier or role_of(body, source) is not Role.SYNAPSE or not _serves_one(body, later):
+        return False
+    own = len(scale.shape) - 1 if isinstance(module_of(body, source), nn.Linear) else 0
+    return all(size == 1 for axis, size in enumerate(scale.shape) if axis != own)
 
 
 def _serves_one(body: fx.GraphModule, value: fx.Node) -> bool:
     """Whether nothing else uses a value or what it is made from, up to its source."""
     source = source_of(body, value)
     while True:
-        if len([user for user in value.users]) > 1:
+        if len(value.users) > 1:
             return False
         if value is source:
             return True

@@ -19,7 +19,7 @@ class NetworkSpec:
     """All that is needed to build a network; plain values, kept in `model.json`.
 
     Attributes:
-        name: in `NETWORKS`, or `timm:NAME`, `torchvision:NAME`.
+        name: in `NETWORKS`, or `timm:NAME`, `torchvision:NAME`, `module:PACKAGE.MODULE:FACTORY`.
         input_shape: (channels, height, width).
         classes: number of outputs.
         batch_norm: after each convolution.

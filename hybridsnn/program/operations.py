@@ -32,25 +32,43 @@ class Role(Enum):
     MAX_POOL = "max pool"
     NORM = "batch norm"
     SUM = "sum"
-    SHAPE = "change of shape"
+    SHAPE = "change of shape or place"
     QUESTION = "question for a shape"
     OTHER = "other"
 
 
 class Weighting(nn.Module):
-    """A synapse from each value to itself, for a shortcut that has no synapse of its own.
+    """A synapse from each value to itself: a shortcut without a synapse of its own, a constant factor, a lone norm.
 
     Args:
         shape: of the weight: `()` for one number, `(channels, 1, 1)` for one a channel.
+        bias: whether each value gets something added too, of the same shape.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...] = (), *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(shape), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(shape), requires_grad=False) if bias else None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None, *, learns: bool = False) -> "Weighting":
+        """One with these numbers, which broadcast to each other."""
+        shape = weight.shape if bias is None else torch.broadcast_shapes(weight.shape, bias.shape)
+        made = cls(tuple(shape), bias=bias is not None).to(weight)
+        made.weight.copy_(weight.expand(shape))
+        if made.bias is not None and bias is not None:
+            made.bias.copy_(bias.expand(shape))
+        return made.requires_grad_(learns)
 
     def forward(self, values: Tensor) -> Tensor:
         """`[...]` to `[...]`."""
-        return values * self.weight
+        values = values * self.weight
+        return values if self.bias is None else values + self.bias
+
+
+def reshaped(values: Tensor, sample: tuple[int, ...]) -> Tensor:
+    """Values `[N, ...]` with each sample brought into another shape."""
+    return values.reshape(len(values), *sample)
 
 
 @dataclass(frozen=True)
@@ -68,12 +86,17 @@ class Operation:
     convertible: bool = True
 
 
-SYNAPSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # the modules that can carry spikes with weights
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+SYNAPSES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)  # the modules that can carry spikes with weights
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity)
+RESIZINGS = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, *ZERO_PADS)
+RELUS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, QCFS)
 
 _POOL = Operation(Role.POOL, linear=True)
 _MAX_POOL = Operation(Role.MAX_POOL, convertible=False)
@@ -91,20 +114,23 @@ MODULES: dict[type[nn.Module], Operation] = {
     **dict.fromkeys(POOLS, _POOL),
     **dict.fromkeys(MAX_POOLS, _MAX_POOL),
     **dict.fromkeys(DROPOUTS, _DROPOUT),
+    **dict.fromkeys(RESIZINGS, _POOL),
     **dict.fromkeys(SHAPES, _SHAPE),
-    nn.ReLU: _RELU,
-    QCFS: _RELU,
+    **dict.fromkeys(RELUS, _RELU),
     Weighting: Operation(Role.WEIGHTING),
 }
 FUNCTIONS: dict[Any, Operation] = {
     **dict.fromkeys((functional.relu, functional.relu_, torch.relu, torch.relu_), _RELU),
     **dict.fromkeys((functional.dropout, torch.dropout), _DROPOUT),
-    **dict.fromkeys((functional.avg_pool2d, functional.adaptive_avg_pool2d, torch.mean), _POOL),
+    **dict.fromkeys((functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d), _POOL),
+    **dict.fromkeys((functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d), _POOL),
+    **dict.fromkeys((functional.adaptive_avg_pool3d, functional.interpolate, torch.mean, torch.sum), _POOL),
     **dict.fromkeys((functional.max_pool1d, functional.max_pool2d, functional.max_pool3d), _MAX_POOL),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), _SUM),
-    **dict.fromkeys((torch.flatten, torch.reshape, operator.getitem), _SHAPE),
-    getattr: _QUESTION,
-    **dict.fromkeys((operator.sub, torch.sub, torch.cat), _LINEAR),
+    **dict.fromkeys((torch.flatten, torch.reshape, torch.permute, reshaped, operator.getitem), _SHAPE),
+    **dict.fromkeys((torch.cat, torch.flip, torch.roll, functional.pad), _SHAPE),
+    **dict.fromkeys((functional.pixel_shuffle, functional.pixel_unshuffle, functional.channel_shuffle), _SHAPE),
+    **dict.fromkeys((operator.sub, torch.sub), _LINEAR),
 }
 METHODS: dict[str, Operation] = {
     **dict.fromkeys(("relu", "relu_"), _RELU),
@@ -126,6 +152,8 @@ def operation_of(node: fx.Node, module: nn.Module | None) -> Operation:
     if node.op in _PLACES:
         return _PLACES[node.op]
     if module is None:
+        if node.target is getattr:  # anything else than a size is a value of its own
+            return _QUESTION if node.args[1] in ("shape", "ndim") else _OTHER
         if node.op == "call_function":
             return FUNCTIONS.get(node.target, _OTHER)
         return METHODS.get(str(node.target), _OTHER)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from hybridsnn.neurons import TemporalModule
 from hybridsnn.program.graph import Node, Program, attribute
 from hybridsnn.program.operations import Role
 
@@ -16,14 +16,14 @@ def analogue(
     program: Program,
     images: Tensor,
     observe: Callable[[Node, Any], None],
-    activation: Callable[[Node, Tensor], Tensor] = lambda node, current: functional.relu(current),
+    activation: Callable[[Node, Tensor], Tensor] | None = None,
 ) -> None:
     """Run a program as the ANN it came from: neurons are ReLUs, dropout does nothing.
 
     Args:
         images: `[B, ...]`; of the "meta" device, nothing is computed but shapes.
         observe: called with each node and its value, `[B, ...]` if it is a tensor.
-        activation: in the place of the ReLU of a layer of neurons.
+        activation: in the place of the ReLU of a layer of neurons, with its ceiling if it has one.
     """
     values: dict[Node, Any] = dict.fromkeys(program.inputs, images)
     for node in program.nodes:
@@ -36,11 +36,13 @@ def analogue(
             values.pop(source, None)
 
 
-def _analogue_value(node: Node, values: dict[Node, Any], activation: Callable[[Node, Tensor], Tensor]) -> Any:
+def _analogue_value(node: Node, values: dict[Node, Any], activation: Callable[[Node, Tensor], Tensor] | None) -> Any:
     args, kwargs = node.arguments(values.__getitem__)
-    if node.role is Role.NEURON:
+    if node.role is Role.NEURON and activation is not None:
         return activation(node, args[0])
-    if node.role in (Role.DROPOUT, Role.TEMPORAL):
+    if isinstance(node.module, TemporalModule):
+        return node.module.analogue(args[0])
+    if node.role is Role.DROPOUT:
         return args[0]
     first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
     if node.module is not None and first is not None and first.is_meta:

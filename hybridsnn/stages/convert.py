@@ -1,11 +1,14 @@
 """`convert`: from a trained network to a balanced spiking one."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
+from torch import fx, nn
 
+from hybridsnn.batch import time_average
 from hybridsnn.config import Choice
 from hybridsnn.conversion import (
     BALANCERS,
@@ -15,6 +18,8 @@ from hybridsnn.conversion import (
     Balancer,
     Calibration,
     MeasuringBalancer,
+    prove_preparation,
+    prove_scales,
 )
 from hybridsnn.conversion.balancers import Automatic
 from hybridsnn.data import DataSpec
@@ -35,6 +40,8 @@ from hybridsnn.stages.networks import (
     save_network,
     write_metrics,
 )
+
+PROOF_IMAGES = 4  # that the result is tried on
 
 
 class ConvertConfig(OptionSettings):
@@ -146,10 +153,13 @@ def run(work: Work) -> None:
             shown = timesteps - config.pre_steps  # the steps in which neurons show what they stand for
             return replace(calibration(config, count, model, description, work), timesteps=shown)
 
+        original = copy.deepcopy(model.body)
         if corrections:
             way.balancer.set_thresholds(model.body, draw, corrections)
         else:
             way.balancer.set_thresholds(model.body, draw)
+        if way.balancer.rescales:
+            prove(network, original, model, draw(PROOF_IMAGES), corrected=bool(corrections))
         return spiking, model
 
     if isinstance(way.balancer, Automatic):
@@ -172,6 +182,28 @@ def run(work: Work) -> None:
         for name, neuron in model.neurons.items()
     ]
     write_metrics(work.folder, STAGE.name, "train", rows)
+
+
+def prove(
+    network: nn.Module,
+    original: fx.GraphModule,
+    model: SpikingModel,
+    drawn: Calibration,
+    *,
+    corrected: bool,
+) -> None:
+    """See to it, on a few training images, that the spiking network is the ANN, layer by layer.
+
+    Args:
+        original: the body of the spiking network before thresholds were set.
+
+    Raises:
+        ConversionError: that names the first layer that differs.
+    """
+    encoder = model.encoder
+    images = time_average(drawn.images) if ENCODERS[encoder.name].events else drawn.images
+    prove_preparation(network.to(images.device), images)
+    prove_scales(original, model.body, images, encoder.scale, corrected=corrected)
 
 
 def coding(config: ConvertConfig, data: DataSpec) -> tuple[str, int]:

@@ -25,13 +25,15 @@ from hybridsnn.stages.networks import mismatch, save_network
 class LoadConfig(DataSpec):
     """Reads weights from a file and checks that they fit the network exactly.
 
-    The network is one of `hybridsnn list networks`, `timm:NAME` or `torchvision:NAME`. The file is a safetensors file
-    or a `state_dict` saved by PyTorch; no code in it is executed. `--dataset` names the data set that the network was
-    trained on: later stages calibrate and evaluate with it.
+    The network is one of `hybridsnn list networks`, `timm:NAME`, `torchvision:NAME`, or
+    `module:PACKAGE.MODULE:FACTORY`, what a function or class of your own makes, in a module that Python finds
+    (PYTHONPATH). The file is a safetensors file or a `state_dict` saved by PyTorch; no code in it is executed.
+    `--dataset` names the data set that the network was trained on: later stages calibrate and evaluate with it.
     """
 
     network: str = Field(
-        "digits-cnn", description="Network: see `hybridsnn list networks`, or timm:NAME, or torchvision:NAME."
+        "digits-cnn",
+        description="Network: see `hybridsnn list networks`, or timm:NAME, torchvision:NAME, module:MODULE:FACTORY.",
     )
     batch_norm: bool = Field(False, description="Batch norm after each convolution; not of timm, torchvision.")
     width: float = Field(1.0, gt=0, description="Factor on the channels of every layer; not of timm, torchvision.")
@@ -76,7 +78,8 @@ def run(work: Work) -> None:
     if config.weights is None:
         raise ConfigError("load-ann.weights: is required; name a .safetensors, .pt or .pth file")
     if config.network not in NETWORKS and not external.is_external(config.network):
-        raise unknown("load-ann.network", config.network, [*NETWORKS, "timm:NAME", "torchvision:NAME"])
+        others = [f"{library}:NAME" for library in external.LIBRARIES]
+        raise unknown("load-ann.network", config.network, [*NETWORKS, *others])
     weights = read_weights(config.weights)
     images = open_new(config, work)
     spec = images.network(config.network, batch_norm=config.batch_norm, width=config.width)

@@ -6,6 +6,7 @@ from torch import Tensor, fx
 
 from hybridsnn.batch import time_average
 from hybridsnn.conversion.balancers.calibration import Calibration
+from hybridsnn.encoders import ENCODERS
 from hybridsnn.program.graph import Node, Program
 from hybridsnn.program.operations import Role
 from hybridsnn.program.passes import analogue
@@ -21,5 +22,6 @@ def observe_activations(body: fx.GraphModule, calibration: Calibration, observe:
         if node.role is Role.NEURON:
             observe(node.name, value)
 
+    events = ENCODERS[calibration.encoder.name].events
     for images, _ in calibration.batches(STEPS):
-        analogue(program, time_average(images), note)
+        analogue(program, time_average(images) if events else images, note)

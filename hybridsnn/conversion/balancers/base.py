@@ -20,12 +20,14 @@ class Balancer(Options):
 
     Attributes:
         summary: one line for lists.
+        rescales: whether weights are rescaled such that each spike stands for a part of an activation of the ANN.
         initial_potential: that neurons begin with where nobody chose it and inputs do not change in time, as a
             fraction of the threshold. Half a threshold centres the rounding of such an input.
         granularity: of thresholds where nobody chose it.
     """
 
     summary: ClassVar[str]
+    rescales: ClassVar[bool] = True
     initial_potential: ClassVar[float] = 0.5
     granularity: ClassVar[str] = "layer"
 
@@ -88,8 +90,8 @@ class MeasuringBalancer(Balancer):
             return sweep(
                 body, calibration, lambda layer: thresholds[layer.name], timesteps=steps, corrections=corrections
             )
-        apply_thresholds(body, thresholds, calibration.encoder.scale)
-        return thresholds
+        scales = apply_thresholds(body, thresholds, calibration.encoder.scale)
+        return {str(neuron.target): threshold.clone() for neuron, threshold in scales.thresholds.items()}
 
     def set_thresholds(
         self, body: fx.GraphModule, draw: Callable[[int], Calibration], corrections: Sequence[Correction] = ()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from hybridsnn.batch import time_average
 from hybridsnn.conversion.activation_scales import ActivationScales
@@ -254,8 +253,8 @@ class _Activations:
             currents_of(self.program, segment, {s: self.values[s][batch] for s in segment.sources})
             for batch in range(len(self.values[segment.sources[0]]))
         ]
-        if node.role is Role.NEURON:
-            found = [functional.relu(current) for current in found]
+        if isinstance(neuron := node.module, SpikingNeuron):
+            found = [neuron.analogue(current) for current in found]
         if node in self.last_use:
             self.values[node] = found
         for source in segment.sources:

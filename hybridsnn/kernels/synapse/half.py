@@ -10,10 +10,11 @@ from hybridsnn.kernels.synapse.learning import LearningSynapse, add_gradient
 
 
 def supports(module: nn.Module, values: Tensor) -> bool:
-    """Whether a module runs in half precision on `values`, padded with a number of zeros if at all."""
+    """Whether a module runs in half precision on `values`: not transposed, padded with a number of zeros if at all."""
     zeros = getattr(module, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(module, "padding", 0), str)
     device = values.device.type
-    return zeros and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device).itemsize == 2
+    forward = not getattr(module, "transposed", False)
+    return zeros and forward and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device).itemsize == 2
 
 
 class HalfSynapse(LearningSynapse):

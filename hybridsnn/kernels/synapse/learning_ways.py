@@ -46,7 +46,8 @@ class Convolution(LearningSynapse):
             backward: Callable[..., Any] = torch.ops.aten.convolution_backward
             error_of_input, gradient, _ = backward(
                 error, trace, weight, None, module.stride, module.padding, module.dilation,
-                False, [0] * len(module.stride), module.groups, [needs_input, self.weight.requires_grad, False],
+                module.transposed, module.output_padding, module.groups,
+                [needs_input, self.weight.requires_grad, False],
             )  # fmt: skip
         if self.weight.requires_grad:
             add_gradient(self.weight, gradient)
