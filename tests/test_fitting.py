@@ -17,10 +17,12 @@ from hybridsnn.encoders import ENCODERS, Encoder
 from hybridsnn.model import SpikingModel
 from hybridsnn.neurons import along_channels
 
+FEW = {"gradient-descent": {"descent_iterations": 12, "descent_batch_size": 4}}
+OWN = {name: entry(**FEW.get(name, {})) for name, entry in CORRECTIONS.items()}
 SETS: dict[str, list[Correction]] = {
-    **{name: [entry()] for name, entry in CORRECTIONS.items()},
-    "potential per neuron": [CORRECTIONS["potential"](per="neuron")],
-    "both": [entry() for entry in CORRECTIONS.values()],
+    **{name: [correction] for name, correction in OWN.items()},
+    "potential per neuron": [CORRECTIONS["potential"](potential_per="neuron")],
+    "all": [*OWN.values()],
 }
 
 
@@ -146,8 +148,8 @@ def test_corrections_do_not_depend_on_order_or_batches(
     for chosen, frames, room in ((whole, 8, 2**30), (shuffled, 16, 0), (shuffled, 10**6, 20000)):
         monkeypatch.setattr(calibrations, "FRAMES", frames)
         monkeypatch.setattr(sweeps, "CURRENTS", room)
-        body = body_for(network, SETS["both"]).double()
-        BALANCERS[balancer]().balance(body, chosen, SETS["both"])
+        body = body_for(network, SETS["all"]).double()
+        BALANCERS[balancer]().balance(body, chosen, SETS["all"])
         found.append(copy.deepcopy(body.state_dict()))
     for other in found[1:]:
         for name, value in found[0].items():

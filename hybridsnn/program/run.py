@@ -122,7 +122,7 @@ class Run:
     def value_of(self, wanted: Node, given: Mapping[Node, Tensor | Frames], chunks: Sequence[int]) -> Tensor:
         """The value of a node, `[T, B, ...]`, from those of others, `[T, B, ...]`."""
         if not self.started:
-            self._begin(given)
+            self._begin(given, wanted)
         outputs, start = [], 0
         for steps in chunks:
             self.timesteps = steps
@@ -161,14 +161,14 @@ class Run:
         result, self.values = self._compute(node), {}
         return result
 
-    def _begin(self, given: Mapping[Node, Tensor | Frames]) -> None:
+    def _begin(self, given: Mapping[Node, Tensor | Frames], wanted: Node) -> None:
         """Find out what is static, and compute it."""
         self.started = True
         self.static = self.program.static(self.flow.static_inputs(self, given))
         self.frames = {node: given[node][:1][0] for node in given if node in self.static}
         self.batch = next((len(frame) for frame in self.frames.values()), 0)
         for node, value in self.static_values().items():
-            if not self.static.issuperset(node.users):
+            if node is wanted or not self.static.issuperset(node.users):
                 self.held[node] = self.flow.hold(self, node, value)
 
     def _walk(self) -> None:

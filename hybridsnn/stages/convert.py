@@ -1,7 +1,8 @@
 """`convert`: from a trained network to a balanced spiking one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -45,6 +46,7 @@ class ConvertConfig(OptionSettings):
     """
 
     chooser: ClassVar[str] = "balance"
+    list_choosers: ClassVar[tuple[str, ...]] = ("correct",)
 
     balance: Annotated[str, Choice(BALANCERS, "balancer")] = Field("max", description="How thresholds are found.")
     correct: tuple[Annotated[str, Choice(CORRECTIONS, "correction")], ...] = Field(
@@ -81,7 +83,14 @@ class ConvertConfig(OptionSettings):
 
     def corrections(self) -> list[Correction]:
         """The corrections, in order."""
-        return [CORRECTIONS[name]() for name in self.correct]
+        return cast(list[Correction], self.all_chosen("correct"))
+
+    @classmethod
+    def own_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As many calibration images as the corrections ask for."""
+        wanted = [CORRECTIONS[name].calibration_images for name in cls.choices.get("correct", ())]
+        images = cls.model_fields.get("calibration_images")
+        return {"calibration_images": max(images.default, *wanted)} if images is not None and wanted else {}
 
     @model_validator(mode="after")
     def _something_to_correct(self) -> Self:

@@ -37,6 +37,8 @@ class Layer:
         synapse: the one to whose bias a current of each channel can be added, None if there is none.
         targets: the activations of the ANN `[B, *N]`, batch by batch, in the unit of the layer's current: one spike
             at each step stands for the threshold. Empty where the sweep was not asked for them.
+        indices: int64 `[N]`, of the calibration images, in the order of the batches.
+        seed: of random choices.
     """
 
     name: str
@@ -46,7 +48,10 @@ class Layer:
     per_channel: bool
     synapse: nn.Module | None
     targets: list[Tensor]
+    indices: Tensor
+    seed: int
     _current_of: Callable[[int], Tensor]
+    _input_of: Callable[[int], Tensor]
     _batches: int
     _room: int
     _kept: dict[int, Tensor] = field(default_factory=dict)
@@ -74,8 +79,23 @@ class Layer:
         )[0]
         return spikes.sum(0)
 
+    def error(self, current: Tensor, target: Tensor, potential: Tensor | None = None) -> Tensor:
+        """By how much `threshold * n / T` is below the activations of the ANN, `[B, *N]`; arguments as of `counts`."""
+        counts = self.counts(current, potential=potential)
+        return target - counts * (along_channels(self.threshold, target).to(target) / self.timesteps)
+
+    def squared_error(self) -> Tensor:
+        """The sum of the squares of these errors over all images and neurons, float64."""
+        pairs = zip(self.currents(), self.targets, strict=True)
+        return torch.stack([self.error(current, target).double().square().sum() for current, target in pairs]).sum()
+
+    def inputs(self) -> Iterator[Tensor]:
+        """What the synapse gets, the mean over time `[B, ...]`, batch by batch."""
+        for place in range(self._batches):
+            yield self._input_of(place)
+
     def forget(self) -> None:
-        """Compute the currents anew when they are needed again, because a bias has changed."""
+        """Compute the currents anew when they are needed again, because a weight or bias has changed."""
         self._kept.clear()
 
     def trains(self) -> list[SpikeTrain]:
@@ -136,15 +156,26 @@ def sweep(
             continue
         segment = program.segments[node]
 
-        def current_of(place: int, segment: Segment = segment) -> Tensor:
+        synapse = bias_synapse(body, node.source)
+        reader = next((each for each in segment.nodes if synapse is not None and each.module is synapse), node)
+
+        def spikes_of(place: int, sources: Sequence[Node]) -> dict[Node, Tensor]:
             images, indices = batches[place]
-            spikes = {
+            return {
                 source: calibration.encoder(images, indices, timesteps, seed=calibration.seed)
                 if source.role is Role.INPUT
                 else trains[source][place].spikes()
-                for source in segment.sources
+                for source in sources
             }
-            return currents_of(program, segment, spikes)
+
+        def current_of(place: int, segment: Segment = segment) -> Tensor:
+            return currents_of(program, segment, spikes_of(place, segment.sources))
+
+        into = Segment.of(program.nodes, reader)
+
+        def input_of(place: int, into: Segment = into) -> Tensor:
+            spikes = spikes_of(place, into.sources)
+            return currents_of(program, into, {source: train.mean(0, True) for source, train in spikes.items()})[0]
 
         layer = Layer(
             name=node.name,
@@ -152,9 +183,12 @@ def sweep(
             threshold=torch.ones_like(neuron.threshold),
             timesteps=timesteps,
             per_channel=body.meta["granularity"] == "channel",
-            synapse=bias_synapse(body, node.source),
+            synapse=synapse,
             targets=original.of(place_of_node, scales.current_scale(node.source)) if original else [],
+            indices=calibration.indices,
+            seed=calibration.seed,
             _current_of=current_of,
+            _input_of=input_of,
             _batches=len(batches),
             _room=CURRENTS if node in last_use or corrections else 0,
         )

@@ -2,6 +2,7 @@
 
 from hybridsnn.conversion.corrections.base import Correction
 from hybridsnn.conversion.corrections.bias import Bias
+from hybridsnn.conversion.corrections.gradient_descent import GradientDescent
 from hybridsnn.conversion.corrections.potential import Potential
 
-CORRECTIONS: dict[str, type[Correction]] = {"bias": Bias, "potential": Potential}
+CORRECTIONS: dict[str, type[Correction]] = {"gradient-descent": GradientDescent, "bias": Bias, "potential": Potential}
