@@ -37,7 +37,7 @@ class GradientDescent(Correction):
 
     descent_iterations: int = Field(500, gt=0, description="Number of updates of the weights of each layer.")
     descent_learning_rate: float = Field(
-        1e-3,
+        3e-3,
         gt=0,
         description="Initial learning rate of Adam, in units of the root mean square of a layer's weights; for biases, "
         "of its threshold.",
