@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -23,13 +23,11 @@ class StageConfig(BaseModel):
     not identify a result, is marked `Field(json_schema_extra={"location": True})` and left out of the hash.
 
     Attributes:
-        chooser: the setting that chooses something which has options; see `hybridsnn.options`.
         follows: settings whose default follows from another setting, and which that is; see `own_defaults`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chooser: ClassVar[str] = ""
     follows: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
@@ -41,6 +39,11 @@ class StageConfig(BaseModel):
     def options(cls) -> dict[str, dict[str, FieldInfo]]:
         """Settings that belong to what is chosen: by name, and then by the choice they belong to."""
         return {}
+
+    @classmethod
+    def chooser_of(cls, option: str) -> str:
+        """The setting that chooses what such a setting belongs to."""
+        return ""
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> type[Self]:
@@ -93,8 +96,9 @@ class Choice:
 
 
 def choice_of(field: FieldInfo) -> Choice:
-    """What a setting that is marked as a `Choice` chooses from."""
-    (choice,) = (mark for mark in field.metadata if isinstance(mark, Choice))
+    """What a setting chooses from that is marked as a `Choice`, or is a tuple of what is so marked."""
+    marks = [*field.metadata, *(mark for of in get_args(field.annotation) for mark in getattr(of, "__metadata__", ()))]
+    (choice,) = (mark for mark in marks if isinstance(mark, Choice))
     return choice
 
 

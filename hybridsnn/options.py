@@ -36,75 +36,111 @@ class Options(BaseModel):
 
 
 class OptionSettings(StageConfig):
-    """Settings of which one, the chooser, names an entry of a registry and so brings in the options of that entry.
+    """Settings of which some, the choosers, name entries of registries and so bring in the options of those entries.
 
-    The settings are those of a subclass, completed by the fields of the entry (`completed`): flat, as a recipe or the
-    command line gives them. Entries are looked up when settings are resolved, not before, so one that is registered
-    later is like any other.
+    The settings are those of a subclass, completed by the fields of the entries (`completed`): flat, as a recipe or the
+    command line gives them. An option that several entries have is the same for all. Entries are looked up when
+    settings are resolved, not before, so one that is registered later is like any other.
 
     Attributes:
-        chooser: the name of that setting, a string that is marked as a `Choice`.
-        choice: what it names, in settings that are completed.
+        chooser: the name of the setting, a string that is marked as a `Choice`, that names one entry.
+        list_choosers: the names of settings, tuples of strings so marked, that each name any number of entries.
+        choices: what each chooser names, in settings that are completed.
     """
 
     chooser: ClassVar[str]
-    choice: ClassVar[str] = ""
+    list_choosers: ClassVar[tuple[str, ...]] = ()
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @classmethod
-    def entries(cls) -> Mapping[str, type[Options]]:
-        """What can be chosen."""
-        return choice_of(cls.model_fields[cls.chooser]).registry
+    def entries(cls, chooser: str = "") -> Mapping[str, type[Options]]:
+        """What can be chosen with a chooser; unset: with the one that names one entry."""
+        return choice_of(cls.model_fields[chooser or cls.chooser]).registry
 
     @classmethod
     def options(cls) -> dict[str, dict[str, FieldInfo]]:
         found: dict[str, dict[str, FieldInfo]] = {}
-        for choice, entry in cls.entries().items():
-            for name, field in entry.model_fields.items():
-                found.setdefault(name, {})[choice] = field
+        for chooser in (cls.chooser, *cls.list_choosers):
+            for choice, entry in cls.entries(chooser).items():
+                for name, field in entry.model_fields.items():
+                    found.setdefault(name, {})[choice] = field
         return found
 
     @classmethod
+    def chooser_of(cls, option: str) -> str:
+        choosers = (cls.chooser, *cls.list_choosers)
+        owners = (c for c in choosers for entry in cls.entries(c).values() if option in entry.model_fields)
+        return next(owners, "")
+
+    @classmethod
     def completed(cls, values: Mapping[str, Any]) -> type[Self]:
-        choice, entries = values.get(cls.chooser, cls.model_fields[cls.chooser].default), cls.entries()
-        if isinstance(choice, str) and choice in entries:
-            return cast(type[Self], _completed(cls, choice, entries[choice]))
-        # The choice will be refused, and what else is wrong is told with it.
-        given = {name: next(iter(of.values())) for name, of in cls.options().items() if name in values}
-        return cast(type[Self], _with(cls, given))
+        choices = {}
+        for chooser in (cls.chooser, *cls.list_choosers):
+            named = values.get(chooser, cls.model_fields[chooser].default)
+            names = [named] if chooser == cls.chooser else named
+            known = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+            if not known or any(name not in cls.entries(chooser) for name in names):
+                # The choice will be refused, and what else is wrong is told with it.
+                given = {name: next(iter(of.values())) for name, of in cls.options().items() if name in values}
+                return cast(type[Self], _with(cls, given))
+            choices[chooser] = tuple((name, cls.entries(chooser)[name]) for name in names)
+        return cast(type[Self], _completed(cls, tuple(choices.items())))
 
     @classmethod
     def unknown_setting(cls, name: str, where: str) -> ConfigError:
         if name not in (options := cls.options()):
             return super().unknown_setting(name, where)
-        return ConfigError(
-            f"{where}.{name}: '{cls.choice}' has no such option; it belongs to {', '.join(options[name])}. Leave it out"
-        )
+        chooser, owners = cls.chooser_of(name), ", ".join(options[name])
+        if chooser == cls.chooser:
+            (choice,) = cls.choices[chooser]
+            return ConfigError(f"{where}.{name}: '{choice}' has no such option; it belongs to {owners}. Leave it out")
+        return ConfigError(f"{where}.{name}: belongs to {owners}; choose it with '{chooser}', or leave it out")
 
     @classmethod
     def owner(cls, name: str) -> str:
-        return f" with {cls.chooser} '{cls.choice}'" if cls.choice and name in cls.options() else ""
+        if not cls.choices or name not in (options := cls.options()):
+            return ""
+        chooser = cls.chooser_of(name)
+        owners = [choice for choice in dict.fromkeys(cls.choices[chooser]) if choice in options[name]]
+        return f" with {chooser} '{', '.join(owners)}'"
 
     def chosen(self) -> Options:
-        """The entry with its options."""
-        entry = self.entries()[getattr(self, self.chooser)]
+        """The entry that `chooser` names, with its options."""
+        return self._made(self.entries()[getattr(self, self.chooser)])
+
+    def all_chosen(self, chooser: str) -> list[Options]:
+        """The entries that one of `list_choosers` names, in order, with their options."""
+        return [self._made(self.entries(chooser)[name]) for name in getattr(self, chooser)]
+
+    def _made(self, entry: type[Options]) -> Options:
         return entry(**{name: value for name, value in self if name in entry.model_fields})
 
     @model_validator(mode="after")
     def _can_be_made(self) -> Self:
         try:
             self.chosen()
+            for chooser in self.list_choosers:
+                self.all_chosen(chooser)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
 
 
 @cache
-def _completed(settings: type[OptionSettings], choice: str, entry: type[Options]) -> type[OptionSettings]:
-    for name in entry.model_fields:
-        if name in settings.model_fields or hasattr(settings, name):
-            raise taken(f"{settings.chooser} '{choice}'", name)
-    completed = _with(settings, entry.model_fields)
-    completed.choice = choice
+def _completed(
+    settings: type[OptionSettings], choices: tuple[tuple[str, tuple[tuple[str, type[Options]], ...]], ...]
+) -> type[OptionSettings]:
+    fields: dict[str, FieldInfo] = {}
+    for chooser, entries in choices:
+        own: dict[str, FieldInfo] = {}
+        for choice, entry in entries:
+            for name, field in entry.model_fields.items():
+                if name in settings.model_fields or hasattr(settings, name) or name in fields:
+                    raise taken(f"{chooser} '{choice}'", name)
+                own.setdefault(name, field)
+        fields |= own
+    completed = _with(settings, fields)
+    completed.choices = {chooser: tuple(choice for choice, _ in entries) for chooser, entries in choices}
     return completed
 
 

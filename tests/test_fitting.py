@@ -20,10 +20,12 @@ from hybridsnn.networks import NETWORKS, NetworkSpec
 from hybridsnn.neurons import along_channels
 from hybridsnn.program.operations import BATCH_NORMS
 
+FEW = {"gradient-descent": {"descent_iterations": 12, "descent_batch_size": 4}}
+OWN = {name: entry(**FEW.get(name, {})) for name, entry in CORRECTIONS.items()}
 SETS: dict[str, list[Correction]] = {
-    **{name: [entry()] for name, entry in CORRECTIONS.items()},
-    "potential per neuron": [CORRECTIONS["potential"](per="neuron")],
-    "all": [entry() for entry in CORRECTIONS.values()],
+    **{name: [correction] for name, correction in OWN.items()},
+    "potential per neuron": [CORRECTIONS["potential"](potential_per="neuron")],
+    "all": [*OWN.values()],
 }
 TOO_DEEP = ("resnet20", "resnet34")  # at the width of this test their error does not fall yet from 16 to 128 steps
 
@@ -177,7 +179,7 @@ def test_weights_are_least_squares() -> None:
     network = seeded(chain()).double()
     images = pictures(64).double()
     for ridge, fits in ((1e-12, True), (1e12, False)):
-        given = [CORRECTIONS["weights"](ridge=ridge, rounds=1)]
+        given = [CORRECTIONS["weights"](weights_ridge=ridge, weights_rounds=1)]
         body = body_for(network, given).double()
         last: list[Tensor] = []
         BALANCERS["mmse"]().balance(body, calibration(images, timesteps=4), given)

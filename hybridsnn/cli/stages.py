@@ -147,11 +147,14 @@ def _settings(config: type[StageConfig], continues: type[StageConfig] | None) ->
         if len(own) == 2 and last is not None and (name in config.follows or last != first):
             told = f"depends on --{config.follows[name]}" if name in config.follows else first
             settings[-1].show_default = f"{told}; with --from: {last}"
-    everything = {choice for fields in config.options().values() for choice in fields}
+    everything: dict[str, set[str]] = {}
+    for name, fields in config.options().items():
+        everything.setdefault(config.chooser_of(name), set()).update(fields)
     options = []
     for name, fields in config.options().items():
-        section = f"For --{config.chooser} {', '.join(fields)}" if len(fields) < len(everything) else Setting.section
-        options.append(_setting(name, [*fields.values()], section, config.chooser))
+        chooser = config.chooser_of(name)
+        section = f"For --{chooser} {', '.join(fields)}" if len(fields) < len(everything[chooser]) else Setting.section
+        options.append(_setting(name, [*fields.values()], section, chooser))
     return settings + options
 
 

@@ -1,7 +1,7 @@
 """`convert --balance auto`: every balancer that measures, compared on validation images."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,33 +25,29 @@ TRIED = "tried.json"  # in the scratch folder: what each came to, for a conversi
 
 @dataclass(frozen=True)
 class Way:
-    """A balancer with its options, and the names of the corrections after it."""
+    """A balancer and the corrections after it, by name and in order, with their options."""
 
     balance: str
     balancer: Balancer
-    correct: tuple[str, ...] = ()
+    corrections: Mapping[str, Correction]
 
     def __str__(self) -> str:
-        return " + ".join((self.balance, *self.correct))
-
-    def corrections(self) -> list[Correction]:
-        """The corrections, in order."""
-        return [CORRECTIONS[name]() for name in self.correct]
+        return " + ".join((self.balance, *self.corrections))
 
 
-def ways(options: Automatic, correct: tuple[str, ...]) -> list[Way]:
+def ways(options: Automatic, chosen: Mapping[str, Correction]) -> list[Way]:
     """What to try, from the simplest on: each balancer that measures with each set of corrections.
 
     Args:
         options: shared by all.
-        correct: corrections that the user chose, in the place of all sets; empty: none chosen.
+        chosen: corrections that the user chose, in the place of all sets; empty: none chosen.
     """
     shared: dict[str, Any] = {
         "calibration_images": options.calibration_images,
         "threshold_scale": options.threshold_scale,
     }
     balancers = {name: entry(**shared) for name, entry in BALANCERS.items() if issubclass(entry, MeasuringBalancer)}
-    sets = [correct] if correct else CORRECTIONS_TRIED
+    sets = [chosen] if chosen else [{name: CORRECTIONS[name]() for name in names} for names in CORRECTIONS_TRIED]
     return [Way(name, balancer, tried) for tried in sets for name, balancer in balancers.items()]
 
 

@@ -17,6 +17,7 @@ from hybridsnn.conversion import (
     MAX_POOL_CHOICES,
     Balancer,
     Calibration,
+    Correction,
     MeasuringBalancer,
     prove_preparation,
     prove_scales,
@@ -59,6 +60,7 @@ class ConvertConfig(OptionSettings):
 
     chooser: ClassVar[str] = "balance"
     follows: ClassVar[Mapping[str, str]] = {"granularity": "balance"}
+    list_choosers: ClassVar[tuple[str, ...]] = ("correct",)
 
     balance: Annotated[str, Choice(BALANCERS, "balancer")] = Field("max", description="How thresholds are found.")
     correct: tuple[Annotated[str, Choice(CORRECTIONS, "correction")], ...] = Field(
@@ -101,13 +103,20 @@ class ConvertConfig(OptionSettings):
 
     @classmethod
     def own_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The granularity that the balancer has where none is set."""
+        """The granularity that the balancer has where none is set, and as many images as the corrections ask for."""
         entry = BALANCERS.get(str(values.get("balance")))
-        return {"granularity": entry.granularity} if entry is not None else {}
+        found: dict[str, Any] = {"granularity": entry.granularity} if entry is not None else {}
+        wanted = [CORRECTIONS[name].calibration_images for name in cls.choices.get("correct", ())]
+        images = cls.model_fields.get("calibration_images")
+        return found | ({"calibration_images": max(images.default, *wanted)} if images is not None and wanted else {})
 
     def balancer(self) -> Balancer:
         """The balancer with its options."""
         return cast(Balancer, self.chosen())
+
+    def corrections(self) -> dict[str, Correction]:
+        """The corrections by name, in order."""
+        return dict(zip(self.correct, cast(list[Correction], self.all_chosen("correct")), strict=True))
 
     @model_validator(mode="after")
     def _something_to_correct(self) -> Self:
@@ -121,7 +130,7 @@ def run(work: Work) -> None:
     config = cast(ConvertConfig, work.config)
     device = fabric_for(work).device
     network, description = load_network(work.parents[0])
-    way = Way(config.balance, config.balancer(), config.correct)
+    way = Way(config.balance, config.balancer(), config.corrections())
     rows: Rows = []
     encoder, timesteps = coding(config, description.data)
     _check_readout(config, encoder, timesteps)
@@ -130,7 +139,7 @@ def run(work: Work) -> None:
         potential = config.initial_potential
         if potential is None:  # an input that changes in time needs no centring
             potential = way.balancer.initial_potential if encoder == "direct" else 0.0
-        corrections = way.corrections()
+        corrections = list(way.corrections.values())
         spiking = SpikingDescription(
             encoder=encoder_for(encoder, description.preprocessing),
             timesteps=timesteps,
@@ -145,7 +154,7 @@ def run(work: Work) -> None:
             biases=any(correction.biases for correction in corrections),
             potentials=next((found for correction in corrections if (found := correction.potentials)), None),
             balance=way.balance,
-            corrections=way.correct,
+            corrections=tuple(way.corrections),
         )
         model = spiking.build(network, description.network.input_shape).to(device)
 
@@ -168,7 +177,7 @@ def run(work: Work) -> None:
         validation = images.measuring("validation", BATCH, min(way.balancer.auto_images, available))
         quiet = replace(work, environment=replace(work.environment, progress=Silent()))
         way, rows = best_way(
-            ways(way.balancer, way.correct),
+            ways(way.balancer, way.corrections),
             lambda tried: convert(tried, quiet)[1],
             validation,
             work,

@@ -36,12 +36,16 @@ class Readout:
         synapse: the one to whose bias a current of each channel can be added, None if there is none.
         targets: the outputs of the ANN, or the activations of the layer, `[B, *N]`, batch by batch, in the unit of the
             current: one spike at each step stands for the threshold. Empty where the sweep was not asked for them.
+        indices: int64 `[N]`, of the calibration images, in the order of the batches.
+        seed: of random choices.
     """
 
     name: str
     timesteps: int
     synapse: nn.Module | None
     targets: list[Tensor]
+    indices: Tensor
+    seed: int
     _current_of: Callable[[int], Tensor]
     _input_of: Callable[[int], Tensor]
     _batches: int
@@ -127,6 +131,16 @@ class Layer(Readout):
         )[0]
         return spikes.sum(0)
 
+    def error(self, current: Tensor, target: Tensor, potential: Tensor | None = None) -> Tensor:
+        """By how much `threshold * n / T` is below the activations of the ANN, `[B, *N]`; arguments as of `counts`."""
+        counts = self.counts(current, potential=potential)
+        return target - counts * (along_channels(self.threshold, target).to(target) / self.timesteps)
+
+    def squared_error(self) -> Tensor:
+        """The sum of the squares of these errors over all images and neurons, float64."""
+        pairs = zip(self.currents(), self.targets, strict=True)
+        return torch.stack([self.error(current, target).double().square().sum() for current, target in pairs]).sum()
+
     def trains(self) -> list[SpikeTrain]:
         """What the neurons send, batch by batch; uses up what was kept of the currents."""
         self._sampled.clear()
@@ -195,6 +209,8 @@ def sweep(
             "timesteps": timesteps,
             "synapse": synapse,
             "targets": original.of(node.name, scales.current_scale(node.source)) if original else [],
+            "indices": calibration.indices,
+            "seed": calibration.seed,
             "_current_of": lambda place: currents_of(program, segment, spikes_of(segment.sources, place)),
             "_input_of": input_of,
             "_batches": len(batches),

@@ -19,11 +19,13 @@ class Correction(Options):
     Attributes:
         summary: one line for lists.
         biases: whether it needs a bias in front of each layer of neurons.
+        calibration_images: how many it asks for, where nobody chose their number; 0: as many as the balancer.
         potentials: the granularity of the initial membrane potentials it needs; None: one for the whole network.
     """
 
     summary: ClassVar[str]
     biases: ClassVar[bool] = False
+    calibration_images: ClassVar[int] = 0
 
     @property
     def potentials(self) -> Literal["channel", "neuron"] | None:
@@ -47,8 +49,8 @@ class Shift(Correction):
     half as long.
     """
 
-    rounds: int = Field(5, gt=0, description="How many times a correction is computed anew.")
-    rate: float = Field(0.7, gt=0, le=1, description="Share of the mean error that is corrected at once.")
+    correction_rounds: int = Field(5, gt=0, description="How many times a correction is computed anew.")
+    correction_rate: float = Field(0.7, gt=0, le=1, description="Share of the mean error that is corrected at once.")
 
     def search(self, layer: "Layer", granularity: str, *, at_start: bool) -> Tensor | None:
         """The constants, float64 `[channels]` or `[*N]`, in units of the current; None if all are 0.
@@ -58,8 +60,8 @@ class Shift(Correction):
         """
         found = torch.zeros((), dtype=torch.float64, device=layer.neuron.threshold.device)
         mean, error = self._error(layer, found, granularity, at_start)
-        found, rate = torch.zeros_like(mean), torch.full_like(mean, self.rate)
-        for _ in range(self.rounds):
+        found, rate = torch.zeros_like(mean), torch.full_like(mean, self.correction_rate)
+        for _ in range(self.correction_rounds):
             trial = found + rate * mean
             trial_mean, trial_error = self._error(layer, trial, granularity, at_start)
             better = trial_error < error
@@ -77,11 +79,9 @@ class Shift(Correction):
         for current, target in alone if granularity == "neuron" else layer.sampled():
             spread = along_channels(shift, target).to(target)
             if at_start:
-                counts = layer.counts(current, potential=layer.timesteps * spread)
+                error = layer.error(current, target, potential=layer.timesteps * spread)
             else:
-                counts = layer.counts(current + spread)
-            threshold = along_channels(layer.threshold, target).to(target)
-            error = target - counts * (threshold / layer.timesteps)
+                error = layer.error(current + spread, target)
             axes = {"channel": [0, *range(2, error.dim())], "neuron": [0]}[granularity]
             total = total + error.sum(axes, dtype=torch.float64)
             squares = squares + error.double().square().sum(axes)

@@ -16,14 +16,16 @@ class Potential(Shift):
 
     summary: ClassVar[str] = "T times the mean error is added to the initial potential, where the squared error falls"
 
-    per: Literal["channel", "neuron"] = Field("channel", description="One initial potential for each of them.")
+    potential_per: Literal["channel", "neuron"] = Field(
+        "channel", description="What gets an initial potential of its own."
+    )
 
     @property
     def potentials(self) -> Literal["channel", "neuron"] | None:
-        return self.per
+        return self.potential_per
 
     def correct(self, layer: "Layer") -> None:
-        found = self.search(layer, self.per, at_start=True)
+        found = self.search(layer, self.potential_per, at_start=True)
         if found is None:
             return
         sample, initial = layer.targets[0], layer.neuron.get_buffer("initial_potential")

@@ -27,9 +27,12 @@ class Weights(Correction):
 
     summary: ClassVar[str] = "weights by least squares on what each synapse really gets, before thresholds"
     biases: ClassVar[bool] = True
+    calibration_images: ClassVar[int] = 1024
 
-    ridge: float = Field(0.01, gt=0, description="Penalty on changes of weights, over the mean square of the inputs.")
-    rounds: int = Field(3, gt=0, description="How many times the solution is repeated.")
+    weights_ridge: float = Field(
+        0.01, gt=0, description="Penalty on changes of weights, over the mean square of the inputs."
+    )
+    weights_rounds: int = Field(3, gt=0, description="How many times the solution is repeated.")
 
     def prepare(self, layer: "Layer") -> None:
         self._fit(layer, lambda target, current: (target > 0) | (current > 0))
@@ -50,12 +53,12 @@ class Weights(Correction):
             patches = _patches(synapse, values, groups)
             square = square + (patches @ patches.mT).double()
         assert isinstance(square, Tensor)  # there are images
-        penalty = self.ridge * square.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
+        penalty = self.weights_ridge * square.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
         damping = penalty.clamp(min=SMALLEST).expand(groups, square.shape[1]).clone()
         damping[:, -1] = SMALLEST  # the bias is free
         factor = torch.linalg.cholesky(square + torch.diag_embed(damping))
         change = square.new_zeros(groups, square.shape[1], len(weight) // groups)
-        for _ in range(self.rounds):
+        for _ in range(self.weights_rounds):
             product: Tensor | float = 0.0
             for values, mean, target in zip(seen.inputs(), means, seen.targets, strict=True):
                 patches = _patches(synapse, values, groups)
