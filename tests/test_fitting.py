@@ -27,7 +27,8 @@ SETS: dict[str, list[Correction]] = {
     "potential per neuron": [CORRECTIONS["potential"](potential_per="neuron")],
     "all": [*OWN.values()],
 }
-TOO_DEEP = ("resnet20", "resnet34")  # at the width of this test their error does not fall yet from 16 to 128 steps
+# From when on the error of deep networks falls as 1/T, and a later time.
+SETTLES = {"vgg16": (512, 2048), "resnet20": (512, 2048), "resnet34": (2048, 8192)}
 
 
 def body_for(
@@ -145,19 +146,17 @@ def test_the_error_falls_like_one_over_t(balancer: str, corrections: str) -> Non
     assert rests[128] < 0.07 and rests[128] < rests[16] / 4, rests
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in TOO_DEEP])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_the_registry_converge_with_time(name: str) -> None:
-    """Balancers and corrections in turn, in double precision; eight times the steps leave at most half of the error.
+    """The error of the mean output falls as 1/T, in double precision. Deep networks begin to do so late.
 
-    Random weights; batch norms have the statistics of one pass. Of the balancers those that are fitted to T: with the
-    others, layer after layer fires less, and a deep network needs thousands of steps.
+    Random weights; batch norms have the statistics of one pass.
     """
-    place, sets = list(NETWORKS).index(name), ["none", *SETS]
-    balancer, given = ("mmse", "lloyd")[place % 2], SETS.get(sets[place % len(sets)], [])
+    few, many = SETTLES.get(name, (64, 512))
     side = max(8, NETWORKS[name].smallest)
     shape = (1, side, side)
     network = seeded(NetworkSpec(name, shape, 3, width=0.04, batch_norm=True, dropout=0.0).build()).double()
-    images, rests = pictures(8, shape).double(), {}
+    images, rests = pictures(4, shape).double(), {}
     for module in network.modules():
         if isinstance(module, BATCH_NORMS):
             module.reset_running_stats()
@@ -166,11 +165,11 @@ def test_networks_of_the_registry_converge_with_time(name: str) -> None:
     with torch.no_grad():
         network(images)
         logits = network.eval()(images)
-    for timesteps in (16, 128):
-        body = body_for(network, given, shape=shape).double()
-        BALANCERS[balancer]().balance(body, calibration(images, timesteps=timesteps), given)
+    body = body_for(network, [], shape=shape).double()
+    BALANCERS["activation-max"]().balance(body, calibration(images, timesteps=few), [])
+    for timesteps in (few, many):
         _, rests[timesteps] = fit(readout(body, Encoder("direct"), images, timesteps), logits)
-    assert rests[128] < rests[16] / 2, (balancer, given, rests)
+    assert rests[many] < 2.5 * few / many * rests[few], rests
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ def test_its_options_are_settings_of_convert() -> None:
     config = resolve(
         ConvertConfig, {"balance": "mmse", "correct": ["bias", "gradient-descent"], "descent_iterations": 7}, "c"
     )
-    bias, weights = config.corrections()
+    bias, weights = config.corrections().values()
     assert (
         isinstance(weights, GradientDescent) and weights.descent_iterations == 7 and type(bias) is CORRECTIONS["bias"]
     )

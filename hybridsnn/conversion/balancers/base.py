@@ -27,7 +27,7 @@ class Balancer(Options):
     """
 
     summary: ClassVar[str]
-    rescales: ClassVar[bool] = True
+    rescales: ClassVar[bool] = False
     initial_potential: ClassVar[float] = 0.5
     granularity: ClassVar[str] = "layer"
 
@@ -56,6 +56,8 @@ class Balancer(Options):
 
 class MeasuringBalancer(Balancer):
     """A balancer that measures thresholds on training images."""
+
+    rescales: ClassVar[bool] = True
 
     calibration_images: int = Field(256, gt=0, description="Number of training images to measure thresholds on.")
 

@@ -17,7 +17,6 @@ class Constant(Balancer):
     """One threshold and leak for all neurons; weights, biases and shortcuts stay as they are."""
 
     summary: ClassVar[str] = "the number given; nothing is measured: for training from scratch"
-    rescales: ClassVar[bool] = False
     initial_potential: ClassVar[float] = 0.0
 
     threshold: float = Field(1.0, gt=0, description="The threshold of all neurons.")

@@ -21,6 +21,7 @@ class LearnedCeilings(Balancer):
     a constant current fires as often as its activation has levels.
     """
 
+    rescales: ClassVar[bool] = True
     summary: ClassVar[str] = "the ceilings that an ANN trained with '--activation qcfs' has learned"
 
     def set_thresholds(
