@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from hybridsnn.batch import Batch
 from hybridsnn.evaluation.measurement import Measurement, Rows
+from hybridsnn.evaluation.operations import OperationCounter
 from hybridsnn.model import ModelState, SpikingModel
 
 CHUNK = 16  # time steps simulated at once
@@ -42,9 +43,10 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
     Returns:
         rows `metric`, `value` and, where it applies, `step` (1..T) or `layer`: `accuracy` and `loss` of the output
         accumulated up to each step, `firing-rate` (spikes per neuron and step) and `spikes-per-image` of each layer,
-        `spikes-per-image` of all, `images`.
+        `spikes-per-image` of all, `images`; and operations and energy, see `OperationCounter.rows`.
     """
     layers = list(model.neurons)
+    operations = OperationCounter(model, timesteps)
 
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Tensor]:
@@ -58,12 +60,16 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
         def observe(name: str, values: Tensor) -> None:
             spikes[name] += float(values.sum(dtype=torch.float64))
             neurons[name] = values[0].numel()
+            operations.fired(name, values, start)
 
         images, labels = batch.images.to(device), batch.labels.to(device)
         state: ModelState | None = None
         for start in range(0, timesteps, CHUNK):
             steps = min(CHUNK, timesteps - start)
             frames = model.encoder(images, batch.indices, steps, start=start, seed=seed)
+            if start == 0:
+                operations.begin(tuple(frames.shape[2:]))
+            operations.frames(frames, start)
             outputs, state = model(frames, state, observe=observe)
             window = slice(start, start + steps)
             correct[window] = (outputs.argmax(2) == labels).sum(1).double().cpu()
@@ -76,6 +82,7 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
             "loss": loss,
             "spikes": torch.tensor(list(spikes.values()), dtype=torch.float64),
             "neurons": torch.tensor(list(neurons.values())),
+            **operations.sums,
         }
         return {name: values.unsqueeze(0) for name, values in sums.items()}
 
@@ -91,6 +98,6 @@ def snn_accuracy(model: SpikingModel, device: torch.device, *, timesteps: int, s
             rows.append({"layer": name, "metric": "spikes-per-image", "value": count / images})
         rows.append({"metric": "spikes-per-image", "value": sum(spikes) / images})
         rows.append({"metric": "images", "value": float(images)})
-        return rows
+        return rows + operations.rows(measured, images)
 
     return Measurement(of_batch, result)

@@ -6,6 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from hybridsnn.errors import ArtifactError
+from hybridsnn.reporting.energy import energy_table, operations_table
 from hybridsnn.reporting.figures import FIGURES
 from hybridsnn.reporting.headline import headlines
 from hybridsnn.reporting.lineage import lineage_svg
@@ -35,10 +36,11 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
     folder.mkdir(parents=True, exist_ok=True)
     accuracy, steps = accuracy_table(networks), accuracy_by_step_table(networks)
     by_layer = {"firing_rates": firing_rate_table(networks), "spikes": spikes_table(networks)}
-    for name, table in {"accuracy": accuracy, "accuracy_by_step": steps, **by_layer}.items():
+    energies = {"energy": energy_table(networks), "operations": operations_table(networks)}
+    for name, table in {"accuracy": accuracy, "accuracy_by_step": steps, **by_layer, **energies}.items():
         if len(table):
             table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-    for name, table in {"accuracy": accuracy, **by_layer}.items():
+    for name, table in {"accuracy": accuracy, **by_layer, **energies}.items():
         if len(table):
             (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
 
@@ -60,6 +62,8 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
         headlines=headlines(networks),
         accuracy=grid(accuracy, "Accuracy and cost of each network"),
         early_exit="mean steps" in accuracy,
+        energy=grid(energies["energy"], "Energy of each network") if len(energies["energy"]) else None,
+        operations=grid(energies["operations"], "Operations of each layer") if len(energies["operations"]) else None,
         figures=figures,
         artifacts=list(zip(anchors, provenance, strict=True)),
         anchor_of={artifact.name: anchor for anchor, artifact in zip(anchors, provenance, strict=True)},
