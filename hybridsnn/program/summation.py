@@ -1,6 +1,7 @@
 """Average pools as sums over their windows, for what counts spikes or has to do without division."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,3 +49,50 @@ def summed(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
             pooled = pooled * torch.tensor(lengths, dtype=pooled.dtype).view(-1, *[1] * (dimensions - 1 - place))
         return pooled
     return pooled * (values.numel() / pooled.numel())  # a mean
+
+
+@dataclass(frozen=True)
+class SumPool:
+    """An average pool whose windows are equally large, as a module that sums.
+
+    Attributes:
+        module: sums over each window.
+        window: how many values a window has: the average is the sum divided by it.
+        flat: whether the module leaves axes of size 1 that the average pool does not.
+    """
+
+    module: nn.Module
+    window: int
+    flat: bool = False
+
+
+def sum_pool(node: Node, before: tuple[int, ...], after: tuple[int, ...]) -> SumPool | None:
+    """A pool of a program as a module that sums; None if its windows differ in size, or it is not of images.
+
+    Args:
+        before, after: shapes of one sample, `[channels, height, width]`.
+    """
+    module = node.module
+    if len(before) != 3:
+        return None
+    if isinstance(module, nn.AvgPool2d) and module.divisor_override is None:
+        kernel, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
+        uneven = any(
+            (size + 2 * edge - window) // step + 1 != made
+            for size, edge, window, step, made in zip(before[1:], padding, kernel, stride, after[1:], strict=True)
+        )
+        if uneven or (any(padding) and not module.count_include_pad):
+            return None
+        return SumPool(nn.AvgPool2d(kernel, stride, padding, divisor_override=1), math.prod(kernel))
+    flat = len(after) == 1
+    made = (1, 1) if flat else after[1:]
+    if after[0] != before[0] or any(size % parts for size, parts in zip(before[1:], made, strict=True)):
+        return None
+    if isinstance(module, nn.AvgPool2d) or node.source.target is functional.avg_pool2d:
+        return None
+    kernel = before[1] // made[0], before[2] // made[1]
+    return SumPool(nn.AvgPool2d(kernel, divisor_override=1), math.prod(kernel), flat)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
