@@ -246,14 +246,14 @@ def test_the_first_difference_is_found_with_its_distance() -> None:
     node = next(node for node in model.program.nodes if node.name == layers[2])
     assert node.role is Role.NEURON
     # The membrane before the reset, one step at a time.
-    _, state = model(frames[:2, 1:2])
-    neuron = model.neurons[layers[2]]
-    current: list[Tensor] = []
-    neuron.register_forward_pre_hook(lambda module, inputs: current.append(inputs[0].clone()))
-    model(frames[2:3, 1:2], state)
-    potential = state.modules[layers[2]].membrane.flatten()[4] + current[0].flatten()[4]
-    threshold = neuron.threshold.flatten()[4]
-    assert found.distance == pytest.approx(float((potential - threshold) / threshold), abs=1e-5)
+    neuron, current = model.neurons[layers[2]], []
+    with torch.no_grad():
+        _, state = model(frames[:2, 1:2])
+        neuron.register_forward_pre_hook(lambda module, inputs: current.append(inputs[0].clone()))
+        model(frames[2:3, 1:2], state)
+        potential = state.modules[layers[2]].membrane.flatten()[4] + current[0].flatten()[4]
+        threshold = neuron.threshold.flatten()[4]
+        assert found.distance == pytest.approx(float((potential - threshold) / threshold), abs=1e-5)
 
 
 # The stage.

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,11 @@ def _sinabs(path: Path, names: Mapping[str, str], starts: Mapping[str, float] | 
     from sinabs.nir import from_nir
 
     steps, batch = frames.shape[:2]
-    network = from_nir(nir.read(path), batch_size=batch)
+    graph = nir.read(path)
+    network: Any = from_nir(graph, batch_size=batch)
+    if starts is not None:  # which otherwise runs a sum as soon as the first summand is there
+        places = {name: place for place, name in enumerate(_ordered(graph))}
+        network.execution_order.sort(key=lambda node: places[node.name])
     spikes: Spikes = {}
     for name, module in _layers(network, names, sinabs.layers.IAFSqueeze):
         if starts is not None:
@@ -95,6 +100,14 @@ def _sinabs(path: Path, names: Mapping[str, str], starts: Mapping[str, float] | 
             module.register_forward_pre_hook(_sinabs_start(starts[name], batch))
     network(frames.transpose(0, 1).flatten(0, 1))
     return spikes
+
+
+def _ordered(graph: Any) -> list[str]:
+    """The nodes of a graph, each after those that it reads."""
+    reads: dict[str, set[str]] = {name: set() for name in graph.nodes}
+    for source, target in graph.edges:
+        reads[target].add(source)
+    return list(TopologicalSorter(reads).static_order())
 
 
 def _sinabs_hook(spikes: Spikes, name: str, steps: int, batch: int) -> Callable[..., None]:
@@ -154,7 +167,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], Callable[..., Spikes], str]] = {
     "sinabs": (
         ("sinabs", "nirtorch"),
         _sinabs,
-        "spike_fn = SingleSpike, min_v_mem = None, v_mem = the initial potentials",
+        "spike_fn = SingleSpike, min_v_mem = None, v_mem = the initial potentials, nodes in topological order",
     ),
     "spikingjelly": (
         ("spikingjelly", "nirtorch"),
