@@ -62,10 +62,12 @@ class Encoder:
     Attributes:
         name: its entry in `ENCODERS`.
         scale: activation scale of the input: the pixel value that 1 represents; a rate code saturates above it.
+        whole: round frames to integers, for a network of integers.
     """
 
     name: str
     scale: float = 1.0
+    whole: bool = False
 
     def __post_init__(self) -> None:
         look_up(ENCODERS, self.name, "encoder")
@@ -96,7 +98,10 @@ class Encoder:
                 else ("events binned to frames", [name for name, entry in ENCODERS.items() if entry.events])
             )
             raise ConfigError(f"encoder: '{self.name}' got {got}, which it does not encode. Use: {', '.join(choices)}")
-        return coding.encode(images / self.scale, indices, timesteps, start, seed)
+        values = images / self.scale
+        if self.whole and not coding.random:
+            values = values.round()
+        return coding.encode(values, indices, timesteps, start, seed)
 
 
 class Frames:

@@ -188,3 +188,20 @@ class SpikingModel(nn.Module):
             readout = self.readout_leak * readout + current
             steps.append(readout)
         return torch.stack(steps)
+
+
+class IntegerModel(SpikingModel):
+    """A spiking network whose values are integers, in float32, which holds them exactly (`hybridsnn.program.ranges`).
+
+    Attributes:
+        readout_scale: what 1 of the integer readout stands for in that of the original network.
+        bits: of the weights.
+    """
+
+    readout_scale: float = 1.0
+    bits: int = 8
+
+    def forward(self, frames: Tensor, state: ModelState | None = None, **options: Any) -> tuple[Tensor, ModelState]:
+        """See `SpikingModel`; the readout is scaled to that of the original network."""
+        readout, state = super().forward(frames, state, **options)
+        return readout * self.readout_scale, state

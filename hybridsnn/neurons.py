@@ -149,6 +149,31 @@ class SpikingNeuron(TemporalModule):
         return f"thresholds {shape}, reset={self.reset}, initial_potential={told}"
 
 
+class IntegerNeuron(SpikingNeuron):
+    """Integrate-and-fire neurons whose membranes start at integers.
+
+    Args:
+        threshold: integers, `[]`, `[channels]` or `[*N]`.
+        start: integers likewise.
+        reset: see `SpikingNeuron`.
+    """
+
+    start: Tensor
+
+    def __init__(self, threshold: Tensor, start: Tensor, *, reset: str = "soft"):
+        super().__init__(tuple(threshold.shape), reset=reset)
+        self.threshold.data.copy_(threshold)
+        self.register_buffer("start", start.to(self.threshold.dtype))
+
+    def initial_state(
+        self, current: Tensor, surrogate: Surrogate | None = None, *, threshold: Tensor | None = None
+    ) -> NeuronState:
+        """See `SpikingNeuron`."""
+        membrane = along_channels(self.start, current[0]).expand(current.shape[1:])
+        since_spike = torch.full((), NEVER if surrogate is None else surrogate.never, dtype=torch.int32)
+        return NeuronState(membrane, since_spike.to(current.device).expand(current.shape[1:]))
+
+
 class SharedDropout(TemporalModule):
     """Dropout with one mask per sample, kept for all time steps.
 

@@ -13,7 +13,7 @@ FLOORS = [
     {"activations", "surrogates", "neurons", "encoders", "batch"},
     {"program"},
     {"networks", "model"},
-    {"conversion", "learning", "data", "evaluation", "reporting"},
+    {"conversion", "learning", "data", "evaluation", "reporting", "exporters"},
     {"stages"},
     {"recipes"},
     {"cli"},

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 
-Kind = Literal["ann", "snn", "evaluation", "report"]
+Kind = Literal["ann", "snn", "evaluation", "report", "export"]
 
 
 class _Record(BaseModel):

@@ -22,6 +22,7 @@ STAGE_HELP: dict[str, str] = {
     "finetune": "Train a spiking network further.",
     "evaluate": "Measure accuracy and spikes on the test images.",
     "report": "Write tables, figures and a page from evaluations.",
+    "export": "Write a spiking network as files for other tools.",
 }
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from hybridsnn.batch import Batch
 from hybridsnn.evaluation.measurement import Measurement, Rows
+from hybridsnn.evaluation.operations import OperationCounter
 from hybridsnn.model import ModelState, SpikingModel
 
 CHUNK = 16  # time steps simulated at once
@@ -48,9 +49,11 @@ def snn_accuracy(
         rows `metric`, `value` and, where it applies, `step` (1..T) or `layer`: `accuracy` and `loss` of the output
         accumulated up to each step from the first that is read on, `latency` (T: all steps), `firing-rate` (spikes per
         neuron and step) and `spikes-per-image` of each layer, `spikes-per-image` of all, `images`; with windows,
-        `window-accuracy` of the output summed over the steps `start` to `step`.
+        `window-accuracy` of the output summed over the steps `start` to `step`; and operations
+        and energy, see `OperationCounter.rows`.
     """
     layers = list(model.neurons)
+    operations = OperationCounter(model, timesteps)
 
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Tensor]:
@@ -64,6 +67,7 @@ def snn_accuracy(
         def observe(name: str, values: Tensor) -> None:
             spikes[name] += float(values.sum(dtype=torch.float64))
             neurons[name] = values[0].numel()
+            operations.fired(name, values, start)
 
         images, labels = batch.images.to(device), batch.labels.to(device)
         state: ModelState | None = None
@@ -71,6 +75,9 @@ def snn_accuracy(
         for start in range(0, timesteps, CHUNK):
             steps = min(CHUNK, timesteps - start)
             frames = model.encoder(images, batch.indices, steps, start=start, seed=seed)
+            if start == 0:
+                operations.begin(tuple(frames.shape[2:]))
+            operations.frames(frames, start)
             currents, readout, state = model.run(frames, state, observe=observe)
             outputs = readout if currents.dtype == torch.float64 else readout.float()
             if windows:
@@ -86,6 +93,7 @@ def snn_accuracy(
             "loss": loss,
             "spikes": torch.tensor(list(spikes.values()), dtype=torch.float64),
             "neurons": torch.tensor(list(neurons.values())),
+            **operations.sums,
         }
         if windows:
             sums["windows"] = _right_in_windows(torch.cat(flows), labels).cpu()
@@ -111,7 +119,8 @@ def snn_accuracy(
                 for stop in range(timesteps)
                 for start in range(model.pre_steps, stop + 1)
             ]
-        return rows + activity_rows(layers, sums["spikes"], sums["neurons"], images, timesteps)
+        rows += activity_rows(layers, sums["spikes"], sums["neurons"], images, timesteps)
+        return rows + operations.rows(measured, images)
 
     return Measurement(of_batch, result)
 

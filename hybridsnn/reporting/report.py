@@ -6,6 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from hybridsnn.errors import ArtifactError
+from hybridsnn.reporting.energy import energy_table, operations_table
 from hybridsnn.reporting.figures import FIGURES
 from hybridsnn.reporting.headline import headlines
 from hybridsnn.reporting.lineage import lineage_svg
@@ -37,10 +38,12 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
     accuracy, steps = accuracy_table(networks), accuracy_by_step_table(networks)
     windows = windows_table(networks)
     by_layer = {"firing_rates": firing_rate_table(networks), "spikes": spikes_table(networks)}
-    for name, table in {"accuracy": accuracy, "accuracy_by_step": steps, "windows": windows, **by_layer}.items():
+    energies = {"energy": energy_table(networks), "operations": operations_table(networks)}
+    written = {"accuracy": accuracy, "windows": windows, **by_layer, **energies}
+    for name, table in {"accuracy_by_step": steps, **written}.items():
         if len(table):
             table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-    for name, table in {"accuracy": accuracy, "windows": windows, **by_layer}.items():
+    for name, table in written.items():
         if len(table):
             (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
 
@@ -63,6 +66,8 @@ def write_report(title: str, networks: Sequence[NetworkReport], provenance: Sequ
         accuracy=grid(accuracy, "Accuracy and cost of each network"),
         shown=set(accuracy.columns),
         windows=grid(windows, "The best window of the readout at each T") if len(windows) else None,
+        energy=grid(energies["energy"], "Energy of each network") if len(energies["energy"]) else None,
+        operations=grid(energies["operations"], "Operations of each layer") if len(energies["operations"]) else None,
         figures=figures,
         artifacts=list(zip(anchors, provenance, strict=True)),
         anchor_of={artifact.name: anchor for anchor, artifact in zip(anchors, provenance, strict=True)},

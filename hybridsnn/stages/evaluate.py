@@ -1,14 +1,15 @@
 """`evaluate`: accuracy at every time step, firing rates and spikes per image, in one pass over the images."""
 
 import time
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
 
 from hybridsnn.artifacts import Artifact
 from hybridsnn.checkpoint import SAVE_EVERY, load_checkpoint, save_checkpoint
-from hybridsnn.config import StageConfig
+from hybridsnn.config import Choice, StageConfig
+from hybridsnn.conversion.integers import GRIDS
 from hybridsnn.data import Batches
 from hybridsnn.errors import ConfigError, OutOfTimeError
 from hybridsnn.evaluation.accuracy import ann_accuracy, snn_accuracy
@@ -19,6 +20,7 @@ from hybridsnn.model import SpikingModel
 from hybridsnn.stages.base import Stage, Work
 from hybridsnn.stages.compute import PRECISION, Precision, fabric_for
 from hybridsnn.stages.images import LoadedImages, open_again
+from hybridsnn.stages.integers import as_integers
 from hybridsnn.stages.networks import load_network, write_metrics
 from hybridsnn.stages.precision import settle
 
@@ -59,6 +61,13 @@ class EvaluateConfig(StageConfig):
         description="Also measure early exit: each image stops at the first step whose answer agrees with the answer "
         "after T steps with this probability, calibrated on the validation images. Unset: no early exit.",
     )
+    integer: bool = Field(
+        False, description="Measure the spiking networks as networks of integers, simulated exactly, as exported."
+    )
+    weight_bits: int = Field(8, ge=2, le=16, description="Bits of the weights, with --integer.")
+    grid: Annotated[str, Choice(GRIDS, "grid")] = Field(
+        "channel", description="One integer threshold per layer or per channel, with --integer."
+    )
     seed: int = Field(0, ge=0, description="Random seed of the encoder.")
 
 
@@ -76,6 +85,11 @@ def run(work: Work) -> None:
     source = images.measuring(config.split, config.batch_size, config.images)
     if len(source) == 0:
         raise ConfigError(f"evaluate.split: '{config.split}' has no images; none were held out for validation")
+    if config.integer and description.spiking is not None:
+        spiking_steps = config.timesteps or description.spiking.timesteps
+        network, _ = as_integers(
+            cast(SpikingModel, network), description, spiking_steps, bits=config.weight_bits, grid=config.grid
+        )
     network = fabric.to_device(network)
     fabric = settle(work, fabric, config.precision, network, lambda: source.epoch(0), timesteps)
     with fabric.autocast():
@@ -196,8 +210,10 @@ def _pass(work: Work, doing: str, source: Batches, measurement: Measurement[Resu
 
 
 def _folder(config: StageConfig, parents: tuple[Artifact, ...]) -> str:
-    operation = cast(EvaluateConfig, config).operation
-    return f"evaluate-{parents[0].name}" + ("" if operation == "streaming" else f"-{operation}")
+    own, parent = cast(EvaluateConfig, config), parents[0]
+    operation = "" if own.operation == "streaming" else f"-{own.operation}"
+    bits = f"-int{own.weight_bits}" if own.integer and parent.kind == "snn" else ""
+    return f"evaluate-{parent.name}{operation}{bits}"
 
 
 STAGE = Stage(

@@ -58,7 +58,7 @@ class Plan(NamedTuple):
             tiling = exact_tiling() if is_on_grid(weight) else winograd.tiling_for(values)
             dense = costs.winograd(frame, tiling)
             limit = costs.limit(frame, dense)
-            if costs.direct(frame) <= dense:
+            if costs.direct(frame) <= dense or is_whole(weight):
                 tiling = None
         return cls(frame, stride, padding, tiling, limit)
 
@@ -168,6 +168,12 @@ def blocks(weight: Tensor) -> Iterator[slice]:
 def exact_tiling() -> Tiling:
     """Tiles whose transforms only add and halve."""
     return TILINGS[16]
+
+
+def is_whole(weight: Tensor) -> bool:
+    """Whether all weights are integers of several bits: transforms would leave less room for their exact sums."""
+    some = weight.detach()
+    return torch.equal(some[:1], some[:1].round()) and torch.equal(some, some.round()) and bool(some.abs().max() > 1)
 
 
 def is_on_grid(weight: Tensor) -> bool:
