@@ -5,9 +5,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from hybridsnn.conversion.form import NormalForm, axes_of
+from hybridsnn.conversion.form import NormalForm, axes_of, keep
 from hybridsnn.conversion.refusals import name_of
 from hybridsnn.program.operations import reshaped
 
@@ -76,6 +76,13 @@ def reshape(form: NormalForm, node: Any) -> Any:
     if form.shape(source) == form.shape(node):
         return form.of(source)
     return form.call(reshaped, form.of(source), form.shape(node))
+
+
+def reshape_module(form: NormalForm, node: Any) -> Any:
+    """The same by a module, which stays where it leaves the dimension of the batch alone."""
+    module = form.body.get_submodule(str(node.target))
+    first = module.start_dim if isinstance(module, nn.Flatten) else module.dim
+    return keep(form, node) if isinstance(first, int) and first > 0 else reshape(form, node)
 
 
 def same(form: NormalForm, node: Any) -> Any:

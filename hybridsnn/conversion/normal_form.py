@@ -17,7 +17,7 @@ Handler = Callable[[NormalForm, Any], Any]
 MODULE_HANDLERS: dict[type[nn.Module], Handler] = {
     **dict.fromkeys(RELUS, layers.relu_module),
     **dict.fromkeys(DROPOUTS, layers.dropout_module),
-    **dict.fromkeys((nn.Flatten, nn.Unflatten), values.reshape),
+    **dict.fromkeys((nn.Flatten, nn.Unflatten), values.reshape_module),
     **dict.fromkeys(MAX_POOLS, layers.max_pool_module),
     nn.Identity: values.same,
 }

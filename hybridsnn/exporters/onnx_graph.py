@@ -13,7 +13,7 @@ from torch.nn import functional
 from hybridsnn.exporters.base import Source
 from hybridsnn.neurons import SpikingNeuron
 from hybridsnn.program.graph import Node
-from hybridsnn.program.operations import POOLS, SYNAPSES, Role
+from hybridsnn.program.operations import POOLS, SYNAPSES, Role, reshaped
 from hybridsnn.program.passes import shapes
 from hybridsnn.program.ranges import ranges
 
@@ -29,6 +29,7 @@ RESHAPING = (
     "unflatten",
     torch.flatten,
     torch.reshape,
+    reshaped,
 )
 
 
