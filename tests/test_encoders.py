@@ -146,7 +146,7 @@ def test_direct_frames_take_no_memory() -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_is_its_plain_values(name: str) -> None:
     encoder = Encoder(name, scale=1.5)
-    assert asdict(encoder) == {"name": name, "scale": 1.5}
+    assert asdict(encoder) == {"name": name, "scale": 1.5, "whole": False}
 
 
 def test_mistakes_are_named() -> None:
