@@ -16,13 +16,14 @@ HYBRID_IMAGENET := imagenet-resnet34 imagenet-vgg16
 STOP := mnist-lenet5-scratch cifar10-vgg11-stop cifar10-resnet18-stop cifar100-vgg11-stop dvs-gesture-vgg11-stop \
         cifar10-dvs-vgg11-stop
 BESIDE := nmnist-lenet5
+FEW_STEPS := few-steps-mnist-lenet5 few-steps-cifar10-vgg8 few-steps-cifar10-resnet20
 # $(call table,recipes,name,title,preset)
 table = $(BIN)/hybridsnn table $(1:%=pipelines/%.yaml) --preset $(4) --seeds $(SEEDS) --title "$(3)" \
         --output docs/results/$(2) $(FLAGS) \
         $(if $(MINUTES),--time-limit $(MINUTES)) && $(BIN)/hybridsnn results docs/results
 
 .PHONY: help install demo mnist mnist-scratch nmnist table-cifar10 table-cifar100 table-imagenet table-stop \
-        table-laptop table-hours table-gpu bench bench-gpu test lint clean
+        table-few-steps table-laptop table-hours table-gpu bench bench-gpu test lint clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | column -t -s :
@@ -70,6 +71,9 @@ table-imagenet: $(BIN)/.installed  ## the hybrid paper's rows on ImageNet
 
 table-stop: $(BIN)/.installed-tonic  ## the STOP paper's rows
 	$(call table,$(STOP),stop-$(PRESET),STOP,$(PRESET))
+
+table-few-steps: $(BIN)/.installed  ## accurate at few steps: training-free, with staircases, fine-tuned
+	$(call table,$(FEW_STEPS),few-steps-$(PRESET),Few time steps,$(PRESET))
 
 table-laptop: $(BIN)/.installed-tonic  ## all rows with the preset laptop, about an hour on two cores
 	$(call table,$(HYBRID_CIFAR10) $(HYBRID_CIFAR100) $(HYBRID_IMAGENET) $(STOP) $(BESIDE),laptop,All rows on a laptop,laptop)

@@ -237,6 +237,18 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return node
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge ('<<') into a mapping, whose own keys win over merged ones at once: for PyYAML 6.0.4, which merges the
+        first of equal keys into the next mapping, not the one that won.
+        """
+        super().flatten_mapping(node)
+        last = {key.value: place for place, (key, _) in enumerate(node.value) if isinstance(key, yaml.ScalarNode)}
+        node.value = [
+            (key, value)
+            for place, (key, value) in enumerate(node.value)
+            if not isinstance(key, yaml.ScalarNode) or last[key.value] == place
+        ]
+
 
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads."""

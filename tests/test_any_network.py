@@ -183,6 +183,8 @@ def pool_then_sum(net: Any, x: Tensor) -> Tensor:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ends in a ReLU": lambda: Net(lambda net, x: net.act(net.head(net.act(net.first(x)).flatten(1)))),
+    "repeated over space": lambda: Net(lambda net, x: net.head(
+        net.act(net.second(y := net.act(net.first(x))) + y.mean((2, 3), keepdim=True)).flatten(1))),
     "ends in channels": lambda: Net(lambda net, x: net.act(net.first(x)).mean((2, 3))),
     **{f.__name__: (lambda f=f: Net(f)) for f in (aliased, bare_statements, kept, through_views, matrix_of_tokens,
        turned, arithmetic, asks_for_shapes, resized, summed, channel_mean, clipped, residual, pool_then_sum)},
@@ -437,8 +439,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "shifted": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Hardtanh(-1, 1)), r"'1' \(Hardtanh\) .* ReLU6"),
     "own statistics": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU()),
                        "train with batch norm"),
-    "shapes added": (lambda: Net(lambda net, x: (y := net.act(net.first(x))) + y.mean((2, 3), keepdim=True)),
-                     "different shapes"),
+    "shapes added": (lambda: Net(lambda net, x: (y := net.act(net.first(x))) + y.mean(1, keepdim=True)),
+                     "different channels"),
     "indices": (lambda: Net(lambda net, x: net.pick(net.act(net.first(x)))[0],
                             pick=nn.MaxPool2d(2, return_indices=True)),
                 "leave return_indices out"),

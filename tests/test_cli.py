@@ -256,18 +256,18 @@ def test_what_is_no_table(tmp_path: Path) -> None:
 
 def test_the_demo_and_nothing_the_second_time(tmp_path: Path) -> None:
     recipe = Path(__file__).parent.parent / "pipelines" / "demo.yaml"
-    quick = ("ann.epochs=2", "ann.width=0.25", "ann.batch_norm=true", "converted.timesteps=4", "tuned.epochs=1")
+    quick = ("ann.epochs=2", "ann.width=0.25", "ann.batch_norm=true", "timesteps=3", "tuned.epochs=1")
     command = ("run", str(recipe), *(word for override in quick for word in ("--set", override)))
     first = succeed(*command)
-    names = ["ann", "converted", "tuned", "ann-test", "converted-test", "tuned-test", "report"]
+    names = ["ann", "max", "fitted", "tuned", "ann-test", "max-test", "fitted-test", "tuned-test", "report"]
     assert [line.split()[0] for line in first.splitlines() if "  made in " in line] == [
         f"checkpoints/demo/{name}" for name in names
     ]
-    assert first.count("test accuracy: ") == 3
+    assert first.count("test accuracy: ") == 4
     before = snapshot(tmp_path)
     again = succeed(*command)
     assert again.count("is current, nothing to do") == len(names)
-    assert again.splitlines()[-8:] == first.splitlines()[-8:]  # the table
+    assert again.splitlines()[-9:] == first.splitlines()[-9:]  # the table
     assert snapshot(tmp_path) == before
     assert "changed: epochs" in succeed(*command, "--set", "tuned.epochs=2", "--plan")
 

@@ -210,7 +210,10 @@ def test_metrics_of_a_spiking_network(encoder: str) -> None:
     expected["spikes-per-image", None] = sum(float(spikes.double().sum() / 7) for spikes in trains.values())
     for size in (7, 3, 1):
         rows = evaluate(snn_accuracy(model, CPU, timesteps=timesteps, seed=3), batches_of(images, labels, size))
-        assert values_of(rows) == pytest.approx(expected, rel=1e-5)
+        found = {
+            name: value for name, value in values_of(rows).items() if name[0] in {metric for metric, _ in expected}
+        }
+        assert found == pytest.approx(expected, rel=1e-5)  # operations and energy: test_energy.py
 
 
 @pytest.mark.parametrize("size", [7, 3])

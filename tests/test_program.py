@@ -210,7 +210,7 @@ def test_hooks_are_called_or_refused() -> None:
         if isinstance(module, (nn.Conv2d, nn.Linear, SpikingNeuron)):
             module.register_forward_hook(lambda module, args, result, name=name: seen.update({name: result}))
     with torch.no_grad():
-        assert torch.equal(model(frames)[0], before)
+        torch.testing.assert_close(model(frames)[0], before)  # modules add in another order than the kernels
     assert set(seen) == {node.name for node in model.program.nodes if node.role in (Role.SYNAPSE, Role.NEURON)}
     current = next(node for node in model.program.nodes if node.role is Role.NEURON).inputs[0]
     assert seen[current.name].unique().numel() > 2  # no spikes were written over it

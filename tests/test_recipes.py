@@ -60,8 +60,10 @@ def test_the_control_differs_from_the_demo_in_its_start_alone() -> None:
     def settings(recipe, stage):  # type: ignore[no-untyped-def]
         return next(step.config for step in recipe.steps if step.stage.name == stage)
 
-    for stage in ("convert", "finetune"):
-        assert settings(control, stage) == settings(demo, stage)
+    assert settings(control, "finetune") == settings(demo, "finetune")
+    start, fitted = (next(step.config for step in each.steps if step.name == name)
+                     for each, name in ((control, "start"), (demo, "fitted")))  # fmt: skip
+    assert start == fitted
     assert settings(control, "train-ann") == settings(demo, "train-ann").model_copy(update={"epochs": 0})
 
 
@@ -76,10 +78,10 @@ def test_a_control_differs_from_the_hybrid_network_in_its_start_alone(path: Path
 
 def test_the_makefile_names_recipes_that_exist() -> None:
     text = MAKEFILE.replace("\\\n", " ")
-    lists = dict(re.findall(r"^(HYBRID_\w+|STOP|BESIDE) := (.*)$", text, re.MULTILINE))
+    lists = dict(re.findall(r"^(HYBRID_\w+|STOP|BESIDE|FEW_STEPS) := (.*)$", text, re.MULTILINE))
     rows = {name for names in lists.values() for name in names.split()}
     named = {Path(path).stem for path in re.findall(r"pipelines/[\w.-]+yaml", text)}
-    assert "demo" in named and len(lists) == 5
+    assert "demo" in named and len(lists) == 6
     assert named | rows <= {path.stem for path in RECIPES}
     assert rows == {path.stem for path in RECIPES if load_recipe(path).row is not None}
 

@@ -30,8 +30,9 @@ def _sum(form: NormalForm, node: fx.Node, one: Any, other: Any, factor: float) -
         return form.affine(node.name, first, 1.0, _sample(form, node, second) * factor)
     if not isinstance(first, fx.Node):
         return form.affine(node.name, second, factor, _sample(form, node, first))
-    if form.shape(one) != form.shape(other) or form.shape(one) != form.shape(node):
-        return form.refuse(node, "it adds values of different shapes; give them one shape")
+    shapes = form.shape(one), form.shape(other)
+    if len({(len(shape), *shape[:1]) for shape in shapes}) > 1:  # one would be repeated over channels
+        return form.refuse(node, "it adds values with different channels; give them one shape")
     return form.call(torch.add, first, form.affine(node.name, second, factor))
 
 
