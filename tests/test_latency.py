@@ -45,7 +45,7 @@ def test_the_ceiling_is_measured_beside_the_accuracy(measured: dict[str, Artifac
 
 def test_layers_that_wait_reach_the_ceiling(measured: dict[str, Artifact]) -> None:
     plain, waiting = measured["plain"], measured["waiting"]
-    assert waiting.name == f"{plain.name}-layer-synchronous"
+    assert waiting.name.startswith("evaluate-converted-layer-synchronous")
     assert one(waiting, "layer-synchronous-accuracy") == one(plain, "ceiling")
     assert one(waiting, "latency") == 3 * 8  # three layers of neurons
     assert not {"accuracy", "loss", "ceiling"} & set(metrics(waiting)["metric"])

@@ -701,7 +701,8 @@ def test_validation_images_are_not_trained_on(tmp_path: Path, monkeypatch: pytes
     assert len(validation) == 144
     seen.clear()
     converted = make(tmp_path, "convert", ann, calibration_images=10_000, timesteps=2, balance="activation-max")
-    assert len(seen) == len(set(seen)) == 1438 - 144 and validation.isdisjoint(seen)
+    assert len(set(seen)) == 1438 - 144 and validation.isdisjoint(seen)
+    assert len(seen) - len(set(seen)) <= 8  # the conversion is proven on a few of them again
     seen.clear()
     make(tmp_path, "finetune", converted, epochs=1)
     # Training images once; validation images before training and after its one epoch.
