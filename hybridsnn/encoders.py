@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.threads import over_ranges
 from hybridsnn.registry import look_up
 
@@ -18,7 +18,7 @@ _WORD = 0xFFFFFFFF  # the bits of one
 _LOW, _32 = np.uint64(_WORD), np.uint64(32)
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     """Philox4x32-10 (Salmon et al., SC 2011): four random words for one counter and key."""
     for _ in range(10):
@@ -33,7 +33,7 @@ def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _poisson(begin, end, pixels, indices, start, seed, frames):  # type: ignore[no-untyped-def]
     """frames[t, b, i] = 1[u < |p|] sign(p), u from the counter (i // 4, start + t, image index) and the seed."""
     _, batch, size = frames.shape

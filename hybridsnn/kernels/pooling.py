@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.neuron.halves import array, number, stored
 from hybridsnn.kernels.threads import over_ranges
 
@@ -68,7 +68,7 @@ def spread(error: Tensor, high: int, wide: int) -> Tensor:
     return inputs.permute(0, 3, 1, 2)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _spread(begin: Any, end: Any, error: Any, channels: Any, high: Any, wide: Any, inputs: Any) -> None:
     """For lines of windows begin, begin + 1, ..., counted over all images."""
     window = np.float32(high * wide)
@@ -86,7 +86,7 @@ def _spread(begin: Any, end: Any, error: Any, channels: Any, high: Any, wide: An
             inputs[line * high + below] = above
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _means(begin: Any, end: Any, bits: Any, channels: Any, high: Any, wide: Any, window: Any, means: Any) -> None:
     """For lines of windows begin, begin + 1, ..., counted over all images."""
     counts = np.empty(means.shape[2] * wide, np.uint8)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.neuron.halves import array, one_of
 from hybridsnn.kernels.neuron.layout import Layout
 from hybridsnn.kernels.threads import over_ranges
@@ -55,7 +55,7 @@ def rewind(
     return layout.restore(clock.unsqueeze(0))[0]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def spikes_of(word, t, spike):  # type: ignore[no-untyped-def]
     """The spikes at step t as zeros and ones, from the bytes that hold them."""
     mask = np.uint8(1 << (t & 7))
@@ -64,7 +64,7 @@ def spikes_of(word, t, spike):  # type: ignore[no-untyped-def]
         spike[i] = one if word[i] & mask != 0 else zero
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _unpack(begin, end, bits, spikes):  # type: ignore[no-untyped-def]
     for low in range(begin, end, BLOCK):
         high = min(end, low + BLOCK)
@@ -72,7 +72,7 @@ def _unpack(begin, end, bits, spikes):  # type: ignore[no-untyped-def]
             spikes_of(bits[t >> 3, low:high], t, spikes[t, low:high])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _advance(begin, end, bits, steps, since):  # type: ignore[no-untyped-def]
     for low in range(begin, end, BLOCK):
         clock = since[low : min(end, low + BLOCK)]
@@ -82,7 +82,7 @@ def _advance(begin, end, bits, steps, since):  # type: ignore[no-untyped-def]
                 clock[i] = np.int32(1) if word[i] & mask != 0 else clock[i] + np.int32(1)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _rewind_silent(bits, steps, clock, pending):  # type: ignore[no-untyped-def]
     """Clocks before a chunk, of neurons without a spike in it; the others are put down as pending. Counts those."""
     count = 0
@@ -96,7 +96,7 @@ def _rewind_silent(bits, steps, clock, pending):  # type: ignore[no-untyped-def]
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _rewind_pending(bits, steps, clock, pending, count):  # type: ignore[no-untyped-def]
     """Look for the last spikes of pending neurons in an earlier chunk. Counts those that have none there."""
     left = 0

@@ -7,9 +7,9 @@ have to ask each time. The row of the next step is called for early: rows lie so
 foresee it.
 """
 
-import numba
 import numpy as np
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.neuron.bits import BLOCK, LATEST, spikes_of
 from hybridsnn.kernels.neuron.halves import one_of, stored, widen
 from hybridsnn.kernels.neuron.prefetch import prefetch
@@ -18,7 +18,7 @@ from hybridsnn.kernels.neuron.slopes import SPIKE_TIME, heights, slopes
 LINE = BLOCK + 80  # from one line to the next: not a multiple of 4096 bytes, at which a load waits for a store
 
 
-@numba.njit(cache=True)
+@compiled
 def spread(parameter, group, start, values):  # type: ignore[no-untyped-def]
     """Write the parameter of neurons start, start + 1, ... into `values`.
 
@@ -37,7 +37,7 @@ def spread(parameter, group, start, values):  # type: ignore[no-untyped-def]
             left = group
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def forward(  # type: ignore[no-untyped-def]
     begin,
     end,
@@ -119,13 +119,13 @@ def forward(  # type: ignore[no-untyped-def]
             final_since[low + i] = np.int32(work[clock + i])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _add(one, other, total):  # type: ignore[no-untyped-def]
     for i in range(total.size):
         total[i] = one[i] + other[i]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def backward(  # type: ignore[no-untyped-def]
     begin,
     end,

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import extending, types
 from torch import Tensor
+
+from hybridsnn.kernels.compilation import compiled
 
 ONE, NAN = np.uint16(0x3F80), np.uint16(0x7FC0)
 
@@ -55,13 +56,13 @@ def _compile_stored(value, row):  # type: ignore[no-untyped-def]
     return nearest
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def one_of(row):  # type: ignore[no-untyped-def]
     """1 in the type of a row."""
     return _one(row)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def widen(row, values):  # type: ignore[no-untyped-def]
     """Write a row of floats, or of bfloat16, to values apart from it."""
     for i in range(values.size):

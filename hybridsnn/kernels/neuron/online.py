@@ -12,12 +12,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from hybridsnn.errors import ConfigError
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.neuron import choose
 from hybridsnn.kernels.neuron.bits import BLOCK, worth_a_thread
 from hybridsnn.kernels.neuron.cpu_loops import spread
@@ -133,7 +133,7 @@ class _Plain(torch.autograd.Function):
         return error, by_threshold, by_leak, None, None
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _forward(  # type: ignore[no-untyped-def]
     begin, end, current, threshold, group, leak, membrane, by_threshold, by_leak, spikes
 ):
@@ -159,7 +159,7 @@ def _forward(  # type: ignore[no-untyped-def]
                 slope[i] = leak * slope[i] - out[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _backward(  # type: ignore[no-untyped-def]
     begin, end, incoming, threshold, group, membrane, by_threshold, by_leak, spikes, shape, height, relative, errors
 ):

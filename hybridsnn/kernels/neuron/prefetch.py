@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from hybridsnn.kernels.compilation import compiled
 
 LINE = 64  # bytes that come together
 
@@ -26,7 +27,7 @@ def _prefetch(typing: Any, values: Any, place: Any) -> tuple[Any, Callable[..., 
     return types.void(values, types.intp), generate
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def prefetch(row):  # type: ignore[no-untyped-def]
     """Have a row brought to the cache."""
     for place in range(0, row.size, LINE // row.itemsize):

@@ -1,14 +1,13 @@
 """The slopes of surrogate gradients in compiled loops: all kernels of the CPU have them from here."""
 
-import numba
-
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.neuron.exponential import exponential, sigmoid_slope
 
 SHAPES = {"spike-time": 0, "triangle": 1, "exponential": 2, "sigmoid": 3}  # by the number that the loops know them by
 SPIKE_TIME, TRIANGLE, EXPONENTIAL, SIGMOID = SHAPES.values()
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def heights(level, height, relative, width, scale):  # type: ignore[no-untyped-def]
     """For neurons with thresholds `level`: the unit of distances, and the largest slope."""
     one = level.dtype.type(1)
@@ -17,7 +16,7 @@ def heights(level, height, relative, width, scale):  # type: ignore[no-untyped-d
         scale[i] = height / width[i]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def slopes(shape, potential, level, width, scale, slope):  # type: ignore[no-untyped-def]
     """Write ds/dU at membranes before their reset, for the shapes that see the distance to the threshold."""
     zero, one = slope.dtype.type(0), slope.dtype.type(1)

@@ -14,9 +14,9 @@ import math
 
 from torch import Tensor
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.synapse.event_driven import copy_rows
 from hybridsnn.kernels.synapse.geometry import Geometry, Pair, Parts, channels_last, flat
-from hybridsnn.kernels.synapse.lists import compiled
 from hybridsnn.kernels.synapse.matrices import multiply_add, room
 from hybridsnn.kernels.synapse.vectors import clear, copy
 from hybridsnn.kernels.threads import over_ranges
@@ -28,7 +28,7 @@ TOGETHER = (
 )
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def _convolve_copies(begin, end, inputs, weight, starts, outputs, geometry, parts):  # type: ignore[no-untyped-def]
     """Blocks of outputs, for each block all lines of all frames: the items begin <= i < end of these."""
     lines, width, channels = geometry.batch * geometry.out_height, geometry.width_of_block, geometry.channels
@@ -65,7 +65,7 @@ def _convolve_copies(begin, end, inputs, weight, starts, outputs, geometry, part
             )  # fmt: skip
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def _convolve(begin, end, inputs, weight, starts, outputs, geometry, parts):  # type: ignore[no-untyped-def]
     """Blocks of outputs, for each block all lines of all groups of frames: the items begin <= i < end of these."""
     lines = math.ceil(geometry.batch / FRAMES) * geometry.out_height

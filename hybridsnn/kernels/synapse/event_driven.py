@@ -21,15 +21,16 @@ import math
 import torch
 from torch import Tensor
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.synapse import lists
 from hybridsnn.kernels.synapse.geometry import Geometry, Pair, Parts, channels_last, flat
-from hybridsnn.kernels.synapse.lists import Lists, compiled, list_channels
+from hybridsnn.kernels.synapse.lists import Lists, list_channels
 from hybridsnn.kernels.synapse.matrices import room
 from hybridsnn.kernels.synapse.vectors import add_rows, transpose
 from hybridsnn.kernels.threads import over_ranges
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def copy_rows(block, part, top, bottom, weight, rows, geometry, parts):  # type: ignore[no-untyped-def]
     """The rows of a block of output channels, for a part of the channels and some lines of the kernel."""
     width, start = geometry.width_of_block, part * parts.channels
@@ -42,7 +43,7 @@ def copy_rows(block, part, top, bottom, weight, rows, geometry, parts):  # type:
         )  # fmt: skip
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def _convolve(begin, end, lists, weight, starts, outputs, frames, geometry, parts):  # type: ignore[no-untyped-def]
     """Blocks of outputs, for each block all lines: the items begin <= i < end of blocks times lines of outputs."""
     bounds, places, values = lists

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.synapse import lists
 from hybridsnn.kernels.synapse.geometry import Geometry, Pair, channels_last, flat
-from hybridsnn.kernels.synapse.lists import ZERO, Lists, compiled, list_pixels
+from hybridsnn.kernels.synapse.lists import ZERO, Lists, list_pixels
 from hybridsnn.kernels.synapse.matrices import room
 from hybridsnn.kernels.synapse.vectors import add_rows, transpose
 from hybridsnn.kernels.threads import over_ranges
@@ -47,7 +48,7 @@ class Bands(NamedTuple):
         return math.ceil(self.number / self.in_chunk)
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def _copy_errors(chunk, block, errors, geometry, bands, rows):  # type: ignore[no-untyped-def]
     """The errors of a block of outputs that a chunk's inputs take part in, with zeros where there is no output."""
     first, last = chunk * bands.in_chunk, min((chunk + 1) * bands.in_chunk, bands.number)
@@ -70,7 +71,7 @@ def _copy_errors(chunk, block, errors, geometry, bands, rows):  # type: ignore[n
                     rows[to : to + width] = ZERO
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def _correlate(begin, end, lists, errors, gradient, geometry, bands, tile):  # type: ignore[no-untyped-def]
     """Blocks of outputs, for each block all channels: the items begin <= i < end of blocks times channels.
 

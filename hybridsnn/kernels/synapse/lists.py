@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.synapse.geometry import channels_last, flat
 from hybridsnn.kernels.synapse.vectors import MASK, active, bits, lowest
 from hybridsnn.kernels.threads import over_ranges
@@ -14,7 +14,6 @@ from hybridsnn.kernels.threads import over_ranges
 VALUES = 2**18  # inputs to look at that are worth waking a thread for: it takes a tenth of a millisecond
 
 ZERO, ONE = np.float32(0), np.uint64(1)
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 class Lists(NamedTuple):
@@ -31,7 +30,7 @@ class Lists(NamedTuple):
         return cls(torch.empty(bounds, dtype=torch.int64).numpy(), places.numpy(), torch.empty(inputs).numpy())
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def _count(begin, end, inputs):  # type: ignore[no-untyped-def]
     """How many of the inputs begin <= i < end are not 0."""
     count, whole = 0, begin + (end - begin) // MASK * MASK
@@ -42,7 +41,7 @@ def _count(begin, end, inputs):  # type: ignore[no-untyped-def]
     return count
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def list_channels(begin, end, inputs, frames, geometry, parts, lists):  # type: ignore[no-untyped-def]
     """List the active channels of the lines begin <= line < end of the images named by `frames`, pixel after pixel.
 
@@ -76,7 +75,7 @@ def list_channels(begin, end, inputs, frames, geometry, parts, lists):  # type: 
     return k - first
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def list_pixels(begin, end, inputs, geometry, bands, lists):  # type: ignore[no-untyped-def]
     """List the active pixels of the chunks begin <= chunk < end, channel after channel; a place is one in the chunk.
 
@@ -122,7 +121,7 @@ def list_pixels(begin, end, inputs, geometry, bands, lists):  # type: ignore[no-
     return entries
 
 
-@compiled
+@compiled(nogil=True, error_model="numpy")
 def _count_each(begin, end, inputs, size, counts):  # type: ignore[no-untyped-def]
     """How many of the inputs of each frame begin <= frame < end are not 0."""
     for frame in range(begin, end):

@@ -8,7 +8,6 @@ many there are, and on whatever thread. `event_driven` adds in the same order an
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
@@ -16,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.synapse.vectors import INDEX, INT, LINE, WIDTHS, Code, operands_of, vector_at, vector_of
 
 _LANES = 16 if get_host_cpu_features().get("avx512f", False) else 8  # of a register
@@ -115,7 +115,7 @@ _row_16, _row_32, _row_64 = (_multiplying(1, width) for width in WIDTHS)
 HEIGHT_16, HEIGHT_32, HEIGHT_64 = (STRIPS[width] for width in WIDTHS)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def multiply_add(  # type: ignore[no-untyped-def]
     rows, width, sums, at, sum_step, starts, start, start_step,
     left, left_at, left_row, left_step, right, right_at, right_step, count,
@@ -171,7 +171,7 @@ def multiply_add(  # type: ignore[no-untyped-def]
         i += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def room(size):  # type: ignore[no-untyped-def]
     """Room for so many float32, at the start of a line of the cache."""
     memory = np.empty(size + LINE, np.float32)

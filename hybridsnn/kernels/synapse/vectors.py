@@ -13,6 +13,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hybridsnn.kernels.compilation import compiled
+
 WIDTHS = (16, 32, 64)  # sums at a time; with 64 the addition of a row need not wait for that of the last one
 LINE = 16  # float32 in a line of the cache: a vector that crosses its edge takes twice as long
 MASK = 64  # values that `active` looks at
@@ -256,7 +258,7 @@ def _transpose_tile(typing: Any, source: Any, at: Any, stride: Any, target: Any,
     return types.void(source, INDEX, INDEX, target, INDEX, INDEX), generate
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def transpose(source, at, stride, target, to, to_stride, rows, columns):  # type: ignore[no-untyped-def]
     """target[to + i * to_stride + j] = source[at + j * stride + i] for 0 <= i < rows and 0 <= j < columns."""
     whole_rows, whole_columns = rows // TILE * TILE, columns // TILE * TILE

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 from numba.extending import register_jitable
 
+from hybridsnn.kernels.compilation import compiled
 from hybridsnn.kernels.synapse.matrices import multiply_add, room
 from hybridsnn.kernels.synapse.vectors import LINE, clear, copy, transpose
 from hybridsnn.kernels.synapse.winograd_formulas import (
@@ -66,7 +67,7 @@ def _width_of(columns):  # type: ignore[no-untyped-def]
 # power of two apart would push each other out of it.
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def multiply(begin, end, tiles, weight, products, rows, channels, outs):  # type: ignore[no-untyped-def]
     """products[m] = tiles[m] weight[m] for the matrices begin <= m < end, of `[rows, channels]` and `[channels, outs]`.
 
@@ -83,7 +84,7 @@ def multiply(begin, end, tiles, weight, products, rows, channels, outs):  # type
             )  # fmt: skip
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def multiply_transposed(begin, end, tiles, weight, products, rows, outs, channels):  # type: ignore[no-untyped-def]
     """products[m] = tiles[m] weight[m]^T for the matrices begin <= m < end: `[rows, outs]` and `[channels, outs]`."""
     width, nothing = _width_of(channels), np.zeros(64, tiles.dtype)
@@ -98,7 +99,7 @@ def multiply_transposed(begin, end, tiles, weight, products, rows, outs, channel
             )  # fmt: skip
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def correlate(begin, end, errors, tiles, sums, rows, outs, channels):  # type: ignore[no-untyped-def]
     """sums[m] += errors[m]^T tiles[m] for the matrices begin <= m < end, of `[rows, outs]` and `[rows, channels]`.
 
@@ -173,7 +174,7 @@ def _tiling(
     inputs = outputs + 2
     matrices = inputs**2
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled(nogil=True)
     def cut_inputs(begin, end, images, frames, channels, tiles, start):  # type: ignore[no-untyped-def]
         """B^T inputs B for the rows of tiles begin <= row < end, those of the images named by `frames` together.
 
@@ -193,12 +194,12 @@ def _tiling(
                     _cut(images, frame, top, left, inputs, channels, patch)
                     inputs_of(patch, 0, inputs * channels, channels, flat_tiles, to, inputs * step, step, channels)
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled(nogil=True)
     def transform_inputs(begin, end, images, channels, tiles):  # type: ignore[no-untyped-def]
         """The same of all images."""
         cut_inputs(begin, end, images, np.arange(len(images)), channels, tiles, 0)
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled(nogil=True)
     def transform_errors(begin, end, images, channels, tiles):  # type: ignore[no-untyped-def]
         """A errors A^T for the rows of tiles begin <= row < end."""
         _, height, width = images.shape
@@ -216,7 +217,7 @@ def _tiling(
                     _cut(images, frame, top, left, outputs, channels, patch)
                     errors_of(patch, 0, outputs * channels, channels, flat_tiles, to, inputs * step, step, channels)
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled(nogil=True)
     def merge_outputs(begin, end, images, frames, first, step, tiles, shift):  # type: ignore[no-untyped-def]
         """A^T products A, plus the shift of every channel, for the rows of tiles begin <= row < end.
 
@@ -240,7 +241,7 @@ def _tiling(
                     for j in range(min(outputs, width // step - left)):
                         copy(patch, (i * outputs + j) * channels, flat, to + i * width + j * step, channels)
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled(nogil=True)
     def merge_input_gradient(begin, end, images, channels, tiles):  # type: ignore[no-untyped-def]
         """B products B^T, summed where tiles overlap, for the rows of tiles begin <= row < end."""
         _, height, width = images.shape
@@ -263,7 +264,7 @@ def _tiling(
                 gradients_of(before + values + after, take_outputs(window.reshape(outputs, length), 0, 1, 0, length))
                 _collect(window, outputs, channels, image[top + i])
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled(nogil=True)
     def transform_weight(begin, end, filters, transformed):  # type: ignore[no-untyped-def]
         """G weight G^T, `[matrices, in, out]`, for the output channels begin <= channel < end."""
         channels, count = filters.shape[1], filters.shape[0] // 9
@@ -281,7 +282,7 @@ def _tiling(
                     transformed, matrix * channels * count + low, count, channels, high - low,
                 )  # fmt: skip
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled(nogil=True)
     def merge_weight_gradient(begin, end, filters, transformed):  # type: ignore[no-untyped-def]
         """G^T products G for the output channels begin <= channel < end."""
         count, channels = filters.shape[0] // 9, filters.shape[1]
@@ -292,7 +293,7 @@ def _tiling(
                 flat, channel * 9 * channels, 3 * channels, channels, channels,
             )  # fmt: skip
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled(nogil=True)
     def convolve(begin, end, images, frames, channels, weight, made, first, step, shift, together):  # type: ignore[no-untyped-def]
         """All of it, from images to the images made, for the rows of tiles begin <= row < end, a few rows together."""
         columns, out_channels = math.ceil(images.shape[2] / (channels * outputs)), shift.size
