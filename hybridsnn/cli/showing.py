@@ -18,12 +18,14 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "datasets": ("hybridsnn.data", "DATASETS"),
     "augmentations": ("hybridsnn.data", "AUGMENTATIONS"),
     "balancers": ("hybridsnn.conversion", "BALANCERS"),
+    "corrections": ("hybridsnn.conversion", "CORRECTIONS"),
     "encoders": ("hybridsnn.encoders", "ENCODERS"),
     "methods": ("hybridsnn.learning", "RULES"),
     "surrogates": ("hybridsnn.surrogates", "SURROGATES"),
     "optimizers": ("hybridsnn.learning", "OPTIMISERS"),
     "schedules": ("hybridsnn.learning", "SCHEDULES"),
     "kernels": ("hybridsnn.kernels.neuron", "KERNELS"),
+    "formats": ("hybridsnn.exporters", "EXPORTERS"),
 }
 
 

@@ -263,15 +263,17 @@ def calibration(
     """So many images to measure thresholds on, for a model that is where it is to be measured."""
     images, indices = open_again(description, work).calibration(count, config.seed)
     device = next(model.parameters()).device
-    layers, done = len(model.neurons), 0
+    layers = len(model.neurons)
+    done: list[str] = []
 
     def advance(name: str) -> None:
-        nonlocal done
-        done += 1
-        work.environment.progress.say(f"balanced {name} ({done} of {layers})")
-        if done < layers and work.environment.time_is_up():
+        if len(done) == layers:  # a balancer that measures first and is corrected in a second sweep
+            done.clear()
+        done.append(name)
+        work.environment.progress.say(f"balanced {name} ({len(done)} of {layers})")
+        if len(done) < layers and work.environment.time_is_up():
             raise OutOfTimeError(
-                f"interrupted at {done} of {layers} layers: time limit reached; the same command starts it over"
+                f"interrupted at {len(done)} of {layers} layers: time limit reached; the same command starts it over"
             )
 
     return Calibration(images.to(device), indices, model.encoder, seed=config.seed, advance=advance)
