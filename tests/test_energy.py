@@ -261,3 +261,10 @@ def test_at_the_break_even_rate_both_need_the_same(basis: str) -> None:
     # Nothing to gain where membranes alone cost more, and nothing to say where nothing fires.
     assert energy(replace(COUNTS, ann_multiplications=0.0, first_multiplications=0.0), basis).break_even(rate) == 0
     assert math.isnan(energy(replace(COUNTS, accumulates=0.0, spikes=0.0), basis).break_even(rate))
+
+
+def test_counting_changes_nothing_else() -> None:
+    model = spiking(seeded(Residual()))
+    counted = rows_of(model, timesteps=3)
+    plain = evaluate(snn_accuracy(model, torch.device("cpu"), timesteps=3, seed=0, energy=False), [batch()])
+    assert [row for row in counted if row in plain] == plain and len(counted) > len(plain)

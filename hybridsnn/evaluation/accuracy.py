@@ -36,7 +36,7 @@ def ann_accuracy(model: nn.Module, device: torch.device) -> Measurement[Rows]:
 
 
 def snn_accuracy(
-    model: SpikingModel, device: torch.device, *, timesteps: int, seed: int, windows: bool = False
+    model: SpikingModel, device: torch.device, *, timesteps: int, seed: int, windows: bool = False, energy: bool = True
 ) -> Measurement[Rows]:
     """Simulate T time steps, chunk by chunk, so that memory does not grow with T.
 
@@ -44,6 +44,7 @@ def snn_accuracy(
         timesteps: T, at least `model.first_answer`.
         seed: of the encoder.
         windows: also count the answers of every window of the readout, which does not leak; for T of a few dozen.
+        energy: also count operations; without, where accuracy alone is asked, a pass is cheaper.
 
     Returns:
         rows `metric`, `value` and, where it applies, `step` (1..T) or `layer`: `accuracy` and `loss` of the output
@@ -53,7 +54,7 @@ def snn_accuracy(
         and energy, see `OperationCounter.rows`.
     """
     layers = list(model.neurons)
-    operations = OperationCounter(model, timesteps)
+    operations = OperationCounter(model, timesteps) if energy else None
 
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Tensor]:
@@ -67,7 +68,8 @@ def snn_accuracy(
         def observe(name: str, values: Tensor) -> None:
             spikes[name] += float(values.sum(dtype=torch.float64))
             neurons[name] = values[0].numel()
-            operations.fired(name, values, start)
+            if operations is not None:
+                operations.fired(name, values, start)
 
         images, labels = batch.images.to(device), batch.labels.to(device)
         state: ModelState | None = None
@@ -75,9 +77,10 @@ def snn_accuracy(
         for start in range(0, timesteps, CHUNK):
             steps = min(CHUNK, timesteps - start)
             frames = model.encoder(images, batch.indices, steps, start=start, seed=seed)
-            if start == 0:
-                operations.begin(tuple(frames.shape[2:]))
-            operations.frames(frames, start)
+            if operations is not None:
+                if start == 0:
+                    operations.begin(tuple(frames.shape[2:]))
+                operations.frames(frames, start)
             currents, readout, state = model.run(frames, state, observe=observe)
             outputs = readout if currents.dtype == torch.float64 else readout.float()
             if windows:
@@ -93,7 +96,7 @@ def snn_accuracy(
             "loss": loss,
             "spikes": torch.tensor(list(spikes.values()), dtype=torch.float64),
             "neurons": torch.tensor(list(neurons.values())),
-            **operations.sums,
+            **({} if operations is None else operations.sums),
         }
         if windows:
             sums["windows"] = _right_in_windows(torch.cat(flows), labels).cpu()
@@ -120,7 +123,7 @@ def snn_accuracy(
                 for start in range(model.pre_steps, stop + 1)
             ]
         rows += activity_rows(layers, sums["spikes"], sums["neurons"], images, timesteps)
-        return rows + operations.rows(measured, images)
+        return rows if operations is None else rows + operations.rows(measured, images)
 
     return Measurement(of_batch, result)
 

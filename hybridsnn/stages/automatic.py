@@ -104,5 +104,5 @@ def best_way(
 
 def _accuracy(model: SpikingModel, validation: Batches, timesteps: int, seed: int) -> float:
     device: torch.device = next(model.parameters()).device
-    rows = evaluate(snn_accuracy(model, device, timesteps=timesteps, seed=seed), validation.epoch(0))
+    rows = evaluate(snn_accuracy(model, device, timesteps=timesteps, seed=seed, energy=False), validation.epoch(0))
     return next(float(row["value"]) for row in rows if row["metric"] == "accuracy" and row["step"] == timesteps)

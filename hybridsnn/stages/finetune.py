@@ -107,7 +107,7 @@ def run(work: Work) -> None:
 
     def measure(wrapped: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         seed = seed_of(config.seed, SPIKES)
-        rows = evaluate(snn_accuracy(model, fabric.device, timesteps=timesteps, seed=seed), batches)
+        rows = evaluate(snn_accuracy(model, fabric.device, timesteps=timesteps, seed=seed, energy=False), batches)
         return {row["metric"]: row["value"] for row in rows if row.get("step") == timesteps}
 
     train(
